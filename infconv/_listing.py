@@ -1,0 +1,248 @@
+"""The commands that show: inspect, passes, targets, frontends, doctor, compare."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+from infconv import console, registry
+from infconv.errors import UsageError, did_you_mean
+from infconv.result import plain
+
+if TYPE_CHECKING:
+    from infconv.api import Comparison
+
+
+def show_targets(json: bool) -> None:
+    """List exporters with their precisions, shipped pipelines and whether they work here."""
+    from infconv.spec import ALIASES
+    from infconv.steps import shipped
+
+    rows: list[dict[str, Any]] = []
+    for name, kind in registry.classes("exporter"):
+        rows.append(
+            {
+                "target": name,
+                "aliases": [alias for alias, full in ALIASES.items() if full == name],
+                "summary": kind.summary(),
+                "precisions": [p for p in kind.precisions if _pipeline(name, p) in shipped()],
+                "pipelines": [p for p in shipped() if p == name or p.startswith(f"{name}-")],
+                "options": {field: info.description or "" for field, info in kind.model_fields.items()},
+                "available": _available(kind.requires),
+            }
+        )
+    if json:
+        console.print_json({"targets": rows})
+        return
+    table = [
+        [r["target"], ", ".join(r["aliases"]), r["summary"], ", ".join(sorted(r["pipelines"])), r["available"] or "yes"]
+        for r in rows
+    ]
+    console.print_table("", ["target", "alias", "makes", "shipped pipelines", "available"], table)
+
+
+def _pipeline(target: str, precision: str) -> str:
+    return target if precision == "fp32" else f"{target}-{precision}"
+
+
+def _available(requires: dict[str, str]) -> str:
+    """Return the command that installs what is missing; empty when nothing is."""
+    missing = [extra for package, extra in requires.items() if importlib.util.find_spec(package) is None]
+    return f"pip install 'infconv[{','.join(dict.fromkeys(missing))}]'" if missing else ""
+
+
+def show_frontends(json: bool) -> None:
+    """List frontends, the formats they read and whether they work here."""
+    rows: list[dict[str, Any]] = [
+        {
+            "frontend": name,
+            "summary": kind.summary,
+            "formats": dict(kind.formats),
+            "available": _available(kind.requires),
+        }
+        for name, kind in registry.classes("frontend")
+    ]
+    if json:
+        console.print_json({"frontends": rows})
+        return
+    table = [[r["frontend"], f"{k}: {text}", r["available"] or "yes"] for r in rows for k, text in r["formats"].items()]
+    console.print_table("", ["frontend", "reads", "available"], table)
+
+
+def show_passes(name: str | None, why: str | None, json: bool) -> None:
+    """List the passes, show one in full, or tell why one does not apply to a model."""
+    if why is not None:
+        _show_why(name, why, json)
+        return
+    names = registry.names("pass")
+    if name is not None and name not in names and ":" not in name:
+        raise UsageError(f"Unknown pass '{name}'.", did_you_mean(name, names))
+    rows = [_describe_pass(n, registry.get("pass", n)) for n in ([name] if name else names)]
+    if json:
+        console.print_json({"passes": rows})
+    elif name is None:
+        console.print_table("", ["pass", "does"], [[r["pass"], r["summary"]] for r in rows])
+    else:
+        console.print_mapping({"pass": rows[0]["pass"], "does": rows[0]["documentation"]})
+        for option, described in rows[0]["options"].items():
+            console.print_mapping({f"  {option}": f"{described['help']} (default {described['default']})"})
+
+
+def _describe_pass(name: str, kind: Any) -> dict[str, Any]:
+    options = {
+        field: {"help": info.description or "", "default": plain(info.get_default(call_default_factory=True))}
+        for field, info in kind.model_fields.items()
+    }
+    return {"pass": name, "summary": kind.summary(), "documentation": (kind.__doc__ or "").strip(), "options": options}
+
+
+def _show_why(name: str | None, path: str, json: bool) -> None:
+    from infconv.model import load
+    from infconv.passes import Context
+    from infconv.steps import make_pass, resolve
+
+    if name is None:
+        raise UsageError("--why needs the pass's name.", "Example: infconv passes fuse-gelu --why model.onnx")
+    model, context = load(path), Context(why=[])
+    for step in resolve(["basic"]):
+        _run_quietly(step, model)
+    changes = make_pass(name, {}).run(model, context)
+    reasons = [plain(refusal) for refusal in context.why or []]
+    if json:
+        console.print_json({"pass": name, "model": path, "changes": changes, "refusals": reasons})
+        return
+    console.print_mapping({"changes": changes, "near misses": len(reasons)})
+    console.print_table("", ["rule", "node", "reason"], [[r["rule"], r["node"], r["reason"]] for r in reasons])
+
+
+def _run_quietly(step: Any, model: Any) -> None:
+    from infconv.observe import Observers
+    from infconv.passes import Context
+    from infconv.runner import run_steps
+
+    run_steps([step], model, Context(), Observers())
+
+
+def show_model(path: str, target: str | None, json: bool) -> None:
+    """Show what an ONNX file holds; with a target, what that target does not accept."""
+    from infconv.census import compute_types, take_census
+    from infconv.model import load
+
+    model = load(path)
+    census = take_census(model)
+    document: dict[str, Any] = {
+        "model": path,
+        "ir_version": model.ir_version,
+        "opsets": dict(model.opset_imports),
+        "producer": f"{model.producer_name or ''} {model.producer_version or ''}".strip(),
+        "inputs": [_describe_value(v) for v in model.graph.inputs if v.name not in model.graph.initializers],
+        "outputs": [_describe_value(v) for v in model.graph.outputs],
+        "nodes": census.nodes,
+        "parameters": census.parameters,
+        "weights_bytes": census.weights_bytes,
+        "compute": compute_types(model),
+        "operators": dict(census.operators),
+    }
+    if target is not None:
+        document["refused"] = _refused(model, target)
+    if json:
+        console.print_json(document)
+        return
+    _print_model(document)
+
+
+def _describe_value(value: Any) -> dict[str, Any]:
+    shape = None if value.shape is None else [d if isinstance(d, int) else d.value for d in value.shape]
+    return {"name": value.name, "dtype": None if value.dtype is None else value.dtype.name.lower(), "shape": shape}
+
+
+def _refused(model: Any, target: str) -> list[str]:
+    """Return what `target` does not accept of the model: operator domains and opsets."""
+    from infconv.spec import ALIASES
+
+    name = ALIASES.get(target, target)
+    if name not in registry.names("exporter"):
+        raise UsageError(f"Unknown target '{target}'.", did_you_mean(target, [*registry.names("exporter"), *ALIASES]))
+    exporter = registry.get("exporter", name)
+    from infconv.census import all_nodes, operator_name
+
+    foreign = {operator_name(n) for n in all_nodes(model) if n.domain not in exporter.domains}
+    functions = {f"{f.domain}.{f.name}" for f in model.functions.values()}
+    reasons = [f"operator {n}: its domain is not accepted" for n in sorted(foreign - functions)]
+    opset = model.opset_imports.get("", 0)
+    if opset > exporter.max_opset:
+        reasons.append(f"opset {opset}: the highest accepted is {exporter.max_opset} (--opset {exporter.max_opset})")
+    return reasons
+
+
+def _print_model(document: dict[str, Any]) -> None:
+    opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in document["opsets"].items())
+    console.print_mapping(
+        {
+            "model": document["model"],
+            "producer": document["producer"],
+            "opset": f"{opsets} (IR {document['ir_version']})",
+            "nodes": document["nodes"],
+            "parameters": f"{document['parameters']:,}",
+            "weights": console.size(document["weights_bytes"]),
+            "compute": ", ".join(f"{n} {kind}" for kind, n in document["compute"].items()) or "-",
+        }
+    )
+    values = [(kind, v) for kind in ("inputs", "outputs") for v in document[kind]]
+    rows = [[kind[:-1], v["name"], str(v["dtype"]), str(v["shape"])] for kind, v in values]
+    console.print_table("", ["", "name", "type", "shape"], rows)
+    operators = [[name, str(count)] for name, count in document["operators"].items()]
+    console.print_table("", ["operator", "count"], operators, right=("count",))
+    if "refused" in document:
+        console.print_table("", ["not accepted by the target"], [[r] for r in document["refused"]] or [["nothing"]])
+
+
+def show_doctor(json: bool) -> None:
+    """Show the frontends and targets that work here, the versions found, and what installs the rest."""
+    from importlib import metadata
+
+    packages = [
+        "onnx",
+        "onnx-ir",
+        "onnxruntime",
+        "numpy",
+        "torch",
+        "transformers",
+        "openvino",
+        "tensorrt-rtx",
+        "tensorrt",
+    ]
+    versions = {name: _version(metadata, name) for name in packages}
+    parts = [("frontend", name, kind) for name, kind in registry.classes("frontend")]
+    parts += [("target", name, kind) for name, kind in registry.classes("exporter")]
+    rows = [{"kind": what, "name": name, "install": _available(kind.requires)} for what, name, kind in parts]
+    if json:
+        console.print_json({"packages": versions, "parts": rows})
+        return
+    console.print_table("", ["package", "version"], [[k, v or "not installed"] for k, v in versions.items()])
+    console.print_table("", ["", "name", "works"], [[r["kind"], r["name"], r["install"] or "yes"] for r in rows])
+
+
+def _version(metadata: Any, name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def show_comparison(comparison: Comparison, json: bool) -> None:
+    """Show how the outputs of two models differ."""
+    if json:
+        console.print_json(plain(comparison))
+        return
+    rows = [
+        [check.label, o.name, "ok" if o.ok else o.reason, _figure(o.max_abs), _figure(o.max_rel), _figure(o.sqnr_db)]
+        for check in comparison.samples
+        for o in check.outputs
+    ]
+    columns = ["inputs", "output", "", "max abs", "max rel", "SQNR dB"]
+    console.print_table("", columns, rows, right=("max abs", "max rel", "SQNR dB"))
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"

@@ -1,0 +1,94 @@
+"""Count what a graph holds: operators, weights, and in which types its heavy operators compute."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from infconv.model import all_graphs
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+COMPUTE = frozenset(
+    {
+        *("Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "FusedConv"),
+        *("MatMul", "Gemm", "MatMulInteger", "QLinearMatMul", "FusedMatMul", "FusedGemm", "DynamicQuantizeMatMul"),
+        *("MatMulNBits", "Attention", "MultiHeadAttention", "GroupQueryAttention", "Einsum", "LSTM", "GRU", "RNN"),
+    }
+)
+"""Operators that take the time of nearly every network; the precision of a model is the precision of these."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Census:
+    """What a model holds."""
+
+    nodes: int
+    operators: Mapping[str, int]
+    """Operator (with its domain, when not the standard one) -> count, most frequent first."""
+    weights_bytes: int
+    parameters: int
+    """Elements of floating-point and quantised initializers."""
+
+
+def take_census(model: ir.Model) -> Census:
+    """Count nodes (subgraphs and functions included), operators and weights."""
+    operators = collections.Counter(operator_name(node) for node in all_nodes(model))
+    tensors = [
+        value.const_value for graph in all_graphs(model) for value in graph.initializers.values() if value.const_value
+    ]
+    return Census(
+        nodes=sum(operators.values()),
+        operators=dict(sorted(operators.items(), key=lambda item: (-item[1], item[0]))),
+        weights_bytes=sum(tensor.nbytes for tensor in tensors),
+        parameters=sum(
+            tensor.size for tensor in tensors if not tensor.dtype.is_integer() or tensor.dtype.bitwidth <= 8
+        ),
+    )
+
+
+def operator_name(node: ir.Node) -> str:
+    """Return `Conv`, or `com.microsoft.FusedConv` outside the standard domain."""
+    return f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+
+
+def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """Yield every node of the graph, its subgraphs and the functions."""
+    for graph in all_graphs(model):
+        yield from graph
+
+
+def compute_types(model: ir.Model) -> dict[str, int]:
+    """Return type name -> number of compute operators that run in it, e.g. {"float16": 53}.
+
+    The type is that of the first operand; one that comes from a DequantizeLinear counts as its quantised type, since
+    that pattern is how ONNX writes an integer kernel.
+    """
+    counts: collections.Counter[str] = collections.Counter()
+    for node in all_nodes(model):
+        if node.op_type in COMPUTE and node.inputs:
+            counts[_compute_type(node)] += 1
+    return dict(counts)
+
+
+def _compute_type(node: ir.Node) -> str:
+    operand = node.inputs[0]
+    if operand is None:
+        return "unknown"
+    producer = operand.producer()
+    if producer is not None and producer.op_type == "DequantizeLinear" and producer.inputs[0] is not None:
+        operand = producer.inputs[0]
+    name = _type_name(operand)
+    if name != "unknown":
+        return name
+    # A value without type information: the operator's weight has the type of its activation.
+    return next((_type_name(v) for v in node.inputs[1:] if v is not None and v.const_value is not None), "unknown")
+
+
+def _type_name(value: ir.Value) -> str:
+    if value.dtype is None:
+        return "unknown"
+    return {"FLOAT": "float32", "DOUBLE": "float64"}.get(value.dtype.name, value.dtype.name.lower())

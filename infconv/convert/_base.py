@@ -1,0 +1,133 @@
+"""What a frontend and an exporter are."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class DimRange:
+    """The sizes that a named dynamic dimension takes. `max` None: not known."""
+
+    min: int = 1
+    opt: int | None = None
+    max: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class InputSpec:
+    """A model input as the user described it: names in `dims` are dynamic, numbers fixed."""
+
+    dims: tuple[int | str, ...]
+    dtype: str | None = None
+    """A numpy dtype name such as float32, int64, bool; None: the frontend's own choice."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceRequest:
+    """What a frontend is asked to open."""
+
+    source: str
+    """A path, or `module:factory`."""
+    format: str
+    """One of the frontend's formats, as `recognise` returned it."""
+    inputs: Mapping[str, InputSpec] = dataclasses.field(default_factory=dict[str, InputSpec])
+    dims: Mapping[str, DimRange] = dataclasses.field(default_factory=dict[str, DimRange])
+    weights: str | None = None
+    sample: str | None = None
+    """A .npz of real inputs, if the user gave one: also an example for exporters that trace."""
+    opset: int | None = None
+    trust_pickle: bool = False
+    python: str | None = None
+    """The interpreter that runs the framework; None: this one."""
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
+    memory_limit: int | None = None
+    """Bytes."""
+    timeout: float | None = None
+    """Seconds for each request to the framework."""
+    seed: int = 0
+
+
+class Source(ABC):
+    """An opened source: its ONNX form on disk, and the original model ready to be run.
+
+    Use as a context manager; leaving it ends the worker process.
+    """
+
+    model_path: Path
+    """The exported (or original) ONNX file."""
+    producer: str
+    """What computes the reference, e.g. `torch 2.13.0`."""
+    notes: Sequence[str] = ()
+    """What the user should know about how the source was opened, one sentence each."""
+    attempts: Sequence[Mapping[str, Any]] = ()
+    """The roads an exporter tried: {road, ok, seconds, error}."""
+    versions: Mapping[str, str] = {}
+    """Package name -> version, as used by the frontend."""
+
+    @abstractmethod
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Run the *original* model and return its outputs by the ONNX output names, in order.
+
+        Raises InfconvError when the source model does not accept these inputs.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release the worker process. Idempotent."""
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class Frontend(ABC):
+    """Opens the models of one training framework. Its file `from_<name>.py` is its registration."""
+
+    summary: ClassVar[str]
+    """One line for `infconv frontends`."""
+    formats: ClassVar[Mapping[str, str]]
+    """Format name -> one line, e.g. {"exported-program": ".pt2 written by torch.export.save"}."""
+    requires: ClassVar[Mapping[str, str]] = {}
+    """Import name -> extra that brings it, e.g. {"torch": "torch"}."""
+
+    @classmethod
+    @abstractmethod
+    def recognise(cls, source: str) -> str | None:
+        """Return the format if this frontend reads `source`, from its content; None otherwise.
+
+        Imports nothing heavy, reads only headers, raises nothing for files that are not its own.
+        """
+
+    @abstractmethod
+    def open(self, request: SourceRequest, workdir: Path) -> Source:
+        """Export to `workdir` (an empty folder that outlives the Source) and return the opened source.
+
+        Raises SourceError (not a valid model), UnsupportedError (operators), DependencyError, ResourceError.
+        """
+
+
+def parse_input(text: str) -> tuple[str, InputSpec]:
+    """Parse `NAME:DIMS[:DTYPE]`, e.g. `input_ids:batch,128:int64`. Raises UsageError."""
+    from infconv.errors import UsageError
+
+    name, _, rest = text.partition(":")
+    dims_text, _, dtype = rest.partition(":")
+    dims = [part.strip() for part in dims_text.split(",") if part.strip()]
+    bad = [d for d in dims if not re.fullmatch(r"\d+|[A-Za-z_]\w*", d)]
+    if not name or bad or (not rest):
+        raise UsageError(
+            f"--input '{text}' is not NAME:DIMS[:DTYPE].",
+            "Example: --input input_ids:batch,128:int64 (names are dynamic, numbers fixed).",
+        )
+    return name, InputSpec(tuple(int(d) if d.isdigit() else d for d in dims), dtype or None)

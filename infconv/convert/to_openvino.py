@@ -1,0 +1,125 @@
+"""Exporter `openvino` (alias `ov`): OpenVINO IR, .xml and .bin."""
+
+from __future__ import annotations
+
+import collections
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from infconv import isolate
+from infconv.convert._base import DimRange
+from infconv.convert._exporter import Delivered, Executed, Exported, Exporter
+from infconv.errors import UnsupportedError, missing_extra
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+_COMPUTE = {
+    *("Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData", "MatMul"),
+    *("LSTMSequence", "GRUSequence", "RNNSequence", "ScaledDotProductAttention", "Einsum"),
+}
+_NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "f64": "float64"}
+
+
+class ToOpenVINO(Exporter):
+    """OpenVINO IR (.xml and .bin)."""
+
+    target: ClassVar[str] = "openvino"
+    suffix: ClassVar[str] = ".xml"
+    max_opset: ClassVar[int] = 22
+    requires: ClassVar[Mapping[str, str]] = {"openvino": "openvino"}
+
+    def export(self, model: ir.Model, path: Path, dims: Mapping[str, DimRange]) -> Exported:
+        """Translate by OpenVINO's own ONNX reader, in a child process; types are kept exactly as in the graph."""
+        from infconv.model import save
+
+        _require_openvino()
+        # External, so that OpenVINO maps the weights and never parses them.
+        source = save(model, path.with_name("openvino-source.onnx"), external=True)
+        version = isolate.call(lambda: _translate(source[0], path), what="OpenVINO's conversion")
+        for file in source:
+            file.unlink()
+        return Exported([path, path.with_suffix(".bin")], {"openvino": version})
+
+    def execute(self, exported: Exported, samples: Sequence[Mapping[str, Any]]) -> Executed:
+        """Compile for the CPU and run with the float32 hint: the plugin's default rounds to bf16 where the CPU can."""
+        by, outputs = isolate.call(lambda: _run(exported.files[0], samples), what="Running the OpenVINO IR")
+        return Executed(by, outputs)
+
+    def delivered(self, exported: Exported) -> Delivered:
+        """Read the element types of the finished IR's operators."""
+        counts = isolate.call(lambda: _compute_types(exported.files[0]), what="Reading the OpenVINO IR")
+        return Delivered(counts, "element types in the OpenVINO IR")
+
+
+def _require_openvino() -> None:
+    import importlib.util
+
+    if importlib.util.find_spec("openvino") is None:
+        raise missing_extra("openvino", "openvino", "Target openvino")
+
+
+def _core() -> Any:
+    os.environ.setdefault("OPENVINO_TELEMETRY_DISABLE", "1")
+    import openvino
+
+    return openvino.Core()
+
+
+def _translate(source: Path, path: Path) -> str:
+    import openvino
+
+    core = _core()
+    try:
+        model = core.read_model(source)
+    except Exception as error:  # OpenVINO raises RuntimeError, and other types for some operators
+        raise UnsupportedError(
+            f"OpenVINO does not accept the model: {_reason(error)}",
+            "See `infconv inspect MODEL -t openvino`, or rewrite the operator.",
+        ) from error
+    _name_graph(model, path.stem)
+    openvino.save_model(model, path, compress_to_fp16=False)
+    return str(openvino.get_version())
+
+
+def _name_graph(model: Any, name: str) -> None:
+    """Give the IR the artifact's own name; the reader's may depend on where the file lay."""
+    model.set_friendly_name(name)
+
+
+def _reason(error: Exception) -> str:
+    """Return the line of an OpenVINO error that says what is wrong; the rest are its source locations."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
+    return (telling or lines or [type(error).__name__])[0][:400]
+
+
+def _run(path: Path, samples: Sequence[Mapping[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
+    import openvino
+
+    compiled = _core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    results = [_infer(compiled, sample) for sample in samples]
+    return f"openvino {openvino.__version__} CPU", results
+
+
+def _infer(compiled: Any, sample: Mapping[str, Any]) -> dict[str, Any]:
+    known = {name for port in compiled.inputs for name in port.get_names()}
+    result = compiled({name: np.asarray(value) for name, value in sample.items() if name in known})
+    outputs: dict[str, Any] = {}
+    for port in compiled.outputs:
+        for name in port.get_names() or {port.get_any_name()}:
+            outputs[name] = np.array(result[port])
+    return outputs
+
+
+def _compute_types(path: Path) -> dict[str, int]:
+    counts: collections.Counter[str] = collections.Counter()
+    for operator in _core().read_model(path).get_ordered_ops():
+        if operator.get_type_name() in _COMPUTE:
+            kind = str(operator.get_input_element_type(0).get_type_name())
+            counts[_NAMES.get(kind, kind)] += 1
+    return dict(counts)

@@ -1,0 +1,67 @@
+"""The manifest beside each artifact: where it came from, how it was made, and how well it agrees with the source."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from infconv.publish import digest
+from infconv.result import plain
+from infconv.steps import Repeat, as_items
+
+if TYPE_CHECKING:
+    from infconv.convert._base import Source
+    from infconv.passes import Pass
+    from infconv.result import Artifact
+    from infconv.spec import PipelineSpec
+
+_LIBRARIES = ("infconv", "onnx", "onnx-ir", "onnxruntime", "numpy")
+
+
+def write_manifest(
+    path: Path,
+    artifact: Artifact,
+    spec: PipelineSpec,
+    steps: Sequence[Pass | Repeat],
+    source: Source,
+    files: Sequence[Path],
+) -> Path:
+    """Write the manifest of `artifact`, whose files are still in staging as `files`, and return its path."""
+    resolved = spec.model_dump(mode="json", exclude_defaults=True) | {"steps": as_items(steps)}
+    document = {
+        "manifest_version": 1,
+        "artifact": {f.name: {"sha256": digest(f), "bytes": f.stat().st_size} for f in files},
+        "source": {"path": spec.source.path, "files": _source_digests(spec.source.path)},
+        "versions": {**_versions(), **source.versions},
+        "pipeline": resolved,
+        "frontend": {"attempts": list(source.attempts), "producer": source.producer},
+        **plain(artifact),
+    }
+    path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
+
+
+def _versions() -> Mapping[str, str]:
+    found = {name: _version(name) for name in _LIBRARIES}
+    return {"python": platform.python_version(), **{name: v for name, v in found.items() if v}}
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _source_digests(source: str) -> dict[str, Any]:
+    """Return file name -> sha256 for a file or the files of a folder; nothing for `module:factory`."""
+    path = Path(source)
+    if path.is_file():
+        return {path.name: digest(path)}
+    if path.is_dir():
+        return {str(f.relative_to(path)): digest(f) for f in sorted(path.rglob("*")) if f.is_file()}
+    return {}

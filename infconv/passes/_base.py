@@ -1,0 +1,73 @@
+"""What a pass is, and what it is told about the run."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx_ir as ir
+
+    from infconv.passes._rewrite import Refusal, Rule
+
+
+@dataclasses.dataclass
+class Context:
+    """What a pass may know about the run that it is part of."""
+
+    target: str = "onnx"
+    """The exporter's name. Passes that a target needs or dislikes look at it; most do not."""
+    samples: Sequence[Mapping[str, np.ndarray]] = ()
+    """Inputs that the source accepted, by input name; empty when nothing is verified."""
+    why: list[Refusal] | None = None
+    """When a list: passes append the reason for each near miss."""
+    notes: list[str] = dataclasses.field(default_factory=list[str])
+    """Sentences for the user: what a pass kept, gave up or found odd."""
+
+
+class Pass(BaseModel):
+    """A step on the graph: frozen, its fields are its options, the string under a field is that option's help."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    needs_shapes: ClassVar[bool] = False
+    """Works better (or only) after `infer-shapes`."""
+    emits: ClassVar[frozenset[str]] = frozenset()
+    """Operator domains beyond the standard one that this pass may add, e.g. {"com.microsoft"}."""
+
+    @classmethod
+    def step_name(cls) -> str:
+        """Return the name in CLI and YAML: `FuseGelu` -> `fuse-gelu`."""
+        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", cls.__name__).lower()
+
+    @classmethod
+    def summary(cls) -> str:
+        """Return the docstring's first line."""
+        return (cls.__doc__ or "").strip().splitlines()[0]
+
+    def options(self) -> dict[str, Any]:
+        """Return the options that differ from their defaults, as plain data."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
+    @abstractmethod
+    def run(self, model: ir.Model, context: Context) -> int:
+        """Change `model` in place and return the number of changes (0: the model is as it was)."""
+        raise NotImplementedError(type(self).__name__)
+
+
+class RewritePass(Pass):
+    """A pass that is a table of rules."""
+
+    rules: ClassVar[Sequence[Rule]] = ()
+
+    def run(self, model: ir.Model, context: Context) -> int:
+        """Apply the rules to a fixpoint and return the number of rewrites."""
+        from infconv.passes._rewrite import rewrite
+
+        return rewrite(model, self.rules, context)

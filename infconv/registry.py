@@ -1,0 +1,80 @@
+"""Find steps, frontends and exporters by name: the files of a package, then entry points. There is no central list."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from infconv.errors import UsageError, did_you_mean
+
+_KINDS = {
+    "pass": (("infconv.passes", ""), ("infconv.quantize", "")),
+    "frontend": (("infconv.convert", "from_"),),
+    "exporter": (("infconv.convert", "to_"),),
+}
+_GROUPS = {"pass": "infconv.passes", "frontend": "infconv.frontends", "exporter": "infconv.exporters"}
+
+
+def class_name(kind: str, name: str) -> str:
+    """Return the class that a step name stands for: `fuse-gelu` -> `FuseGelu`, frontend `torch` -> `FromTorch`."""
+    acronyms = {"onnx": "ONNX", "onnxruntime": "ONNXRuntime", "openvino": "OpenVINO", "tensorrt": "TensorRT"}
+    prefix = {"pass": "", "frontend": "From", "exporter": "To"}[kind]
+    if kind == "exporter" and name in acronyms:
+        return prefix + acronyms[name]
+    return prefix + "".join(part[:1].upper() + part[1:] for part in name.split("-"))
+
+
+@cache
+def _modules(kind: str) -> dict[str, str]:
+    """Return name -> module of what ships with infconv. Only file names are read; nothing is imported."""
+    found: dict[str, str] = {}
+    for package, prefix in _KINDS[kind]:
+        path = importlib.import_module(package).__path__
+        for module in pkgutil.iter_modules(path):
+            if not module.name.startswith("_") and module.name.startswith(prefix):
+                found[module.name.removeprefix(prefix).replace("_", "-")] = f"{package}.{module.name}"
+    return found
+
+
+@cache
+def _plugins(kind: str) -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=_GROUPS[kind])}
+
+
+def names(kind: str) -> list[str]:
+    """Return every name of `kind` ("pass", "frontend", "exporter"), sorted."""
+    return sorted({*_modules(kind), *_plugins(kind)})
+
+
+@cache
+def get(kind: str, name: str) -> Any:
+    """Return the class that is registered under `name`. Raises UsageError with a suggestion."""
+    if name in _modules(kind):
+        return getattr(importlib.import_module(_modules(kind)[name]), class_name(kind, name))
+    if name in _plugins(kind):
+        return _plugins(kind)[name].load()
+    if kind == "pass" and ":" in name:
+        return _from_module(name)
+    raise UsageError(f"Unknown {kind} '{name}'.", did_you_mean(name, names(kind)))
+
+
+def _from_module(reference: str) -> Any:
+    """Return the class named `module:Class`, which the user asked for by name."""
+    module_name, _, attribute = reference.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise UsageError(f"Cannot import '{module_name}' for the pass '{reference}': {error}.") from error
+    if not hasattr(module, attribute):
+        raise UsageError(f"Module '{module_name}' has no '{attribute}'.", did_you_mean(attribute, dir(module)))
+    return getattr(module, attribute)
+
+
+def classes(kind: str) -> Iterator[tuple[str, Any]]:
+    """Yield every (name, class) of `kind`, importing each."""
+    for name in names(kind):
+        yield name, get(kind, name)

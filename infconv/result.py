@@ -1,0 +1,130 @@
+"""What a conversion returns: the typed objects behind `--json`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from infconv.compare import OutputError
+from infconv.errors import InfconvError
+
+Status = Literal["applied", "unchanged", "dropped"]
+
+
+@dataclasses.dataclass
+class StepResult:
+    """What one step did; a step inside `repeat` has the sum over its rounds."""
+
+    name: str
+    status: Status = "unchanged"
+    changes: int = 0
+    seconds: float = 0.0
+    reason: str = ""
+    """Why it was dropped."""
+    nodes: int = 0
+    """Nodes in the model afterwards."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleCheck:
+    """The comparison on one sample."""
+
+    label: str
+    outputs: Sequence[OutputError]
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification:
+    """How an artifact compares with the source framework."""
+
+    passed: bool | None
+    """None: not verified (`--verify off`)."""
+    reference: str = ""
+    """What computed the reference."""
+    executed: str = ""
+    """What ran the artifact."""
+    artifact_executed: bool = True
+    """False: the artifact itself could not be run here; `note` says what was."""
+    note: str = ""
+    samples: Sequence[SampleCheck] = ()
+
+    def worst(self) -> OutputError | None:
+        """Return the worst output over all samples: a failed one, else the one with the largest error."""
+        errors = [o for s in self.samples for o in s.outputs]
+        return min(errors, key=lambda e: (e.ok, -(e.max_abs or 0.0))) if errors else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Artifact:
+    """A finished artifact."""
+
+    target: str
+    precision: str
+    path: str
+    """The file that users open."""
+    files: Sequence[str]
+    manifest: str
+    bytes: int
+    nodes_before: int
+    nodes_after: int
+    source_bytes: int
+    """Bytes of weights in the exported source."""
+    compute: Mapping[str, int]
+    """Type -> compute operators that run in it, as read back from the artifact."""
+    compute_evidence: str
+    verification: Verification
+    steps: Sequence[StepResult]
+    notes: Sequence[str] = ()
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """The outcome of a run."""
+
+    artifacts: Sequence[Artifact] = ()
+    seconds: float = 0.0
+    error: InfconvError | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """Return 0, or the error's."""
+        return self.error.exit_code if self.error else 0
+
+    @property
+    def steps(self) -> list[StepResult]:
+        """Return the steps of every artifact, in order."""
+        return [step for artifact in self.artifacts for step in artifact.steps]
+
+    @property
+    def verification(self) -> dict[str, Verification]:
+        """Return artifact path -> verification."""
+        return {artifact.path: artifact.verification for artifact in self.artifacts}
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the document that `--json` prints."""
+        error = self.error and {"code": self.error.code, "message": self.error.message, "hint": self.error.hint}
+        return {
+            "status": "failed" if self.error else "ok",
+            "exit_code": self.exit_code,
+            "error": error,
+            "artifacts": [plain(artifact) for artifact in self.artifacts],
+            "steps": [plain(step) for step in self.steps],
+            "verification": {path: plain(v) for path, v in self.verification.items()},
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def plain(value: Any) -> Any:
+    """Return `value` as JSON data: dataclasses become mappings; infinities and NaN, which JSON lacks, strings."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
