@@ -68,13 +68,13 @@ def make_reference(
     samples: list[Sample] = []
     notes: list[str] = []
     error: InfconvError | None = None
-    for label, sizes in size_plans(infos, dims):
-        inputs = make_inputs(infos, sizes, seed)
-        try:
-            samples.append(Sample(label, inputs, source.run(inputs)))
-        except InfconvError as refused:
-            error = refused
-            notes.append(f"Not verified at {label}: the source model does not run at that size ({refused.message})")
+    plans = [(label, make_inputs(infos, sizes, seed)) for label, sizes in size_plans(infos, dims)]
+    for (label, inputs), outcome in zip(plans, source.run_all([inputs for _, inputs in plans]), strict=True):
+        if isinstance(outcome, InfconvError):
+            error = outcome
+            notes.append(f"Not verified at {label}: the source model does not run at that size ({outcome.message})")
+        else:
+            samples.append(Sample(label, inputs, outcome))
     if not samples:
         reason = error.message if error else "it has no sizes to try"
         raise SourceError(

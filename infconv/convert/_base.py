@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from infconv.errors import InfconvError
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -79,6 +81,16 @@ class Source(ABC):
 
         Raises InfconvError when the source model does not accept these inputs.
         """
+
+    def run_all(self, samples: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str, Any] | InfconvError]:
+        """Run on each sample; where the model does not accept one, its error stands in the list."""
+        return [self._run_or_error(sample) for sample in samples]
+
+    def _run_or_error(self, sample: Mapping[str, np.ndarray]) -> dict[str, Any] | InfconvError:
+        try:
+            return self.run(sample)
+        except InfconvError as error:
+            return error
 
     @abstractmethod
     def close(self) -> None:

@@ -23,19 +23,41 @@ def run_samples(
     `optimize`: with ONNX Runtime's default graph optimizations, as users run it; False: the graph as it is written.
     Raises UnsupportedError when nothing here can run the model, or ResourceError.
     """
+    by, outcomes = run_or_errors(path, samples, optimize=optimize, timeout=timeout)
+    outputs: list[dict[str, Any]] = []
+    for outcome in outcomes:
+        if isinstance(outcome, InfconvError):
+            raise outcome
+        outputs.append(outcome)
+    return by, outputs
+
+
+def run_or_errors(
+    path: str | os.PathLike[str], samples: Sequence[Mapping[str, Any]], *, optimize: bool, timeout: float | None = None
+) -> tuple[str, list[dict[str, Any] | InfconvError]]:
+    """Do as `run_samples`, with the error of a sample that the model does not accept in its place in the list."""
     return isolate.call(
         lambda: _run_samples(os.fspath(path), samples, optimize), what=f"Running '{path}'", timeout=timeout
     )
 
 
-def _run_samples(path: str, samples: Sequence[Mapping[str, Any]], optimize: bool) -> tuple[str, list[dict[str, Any]]]:
+def _run_samples(
+    path: str, samples: Sequence[Mapping[str, Any]], optimize: bool
+) -> tuple[str, list[dict[str, Any] | InfconvError]]:
     import onnxruntime
 
     try:
         session = open_session(path, optimize)
     except Exception as refusal:  # ONNX Runtime's exceptions share no base class but Exception
         return _run_reference(path, samples, refusal)
-    return f"onnxruntime {onnxruntime.__version__}", [run_session(session, sample) for sample in samples]
+    return f"onnxruntime {onnxruntime.__version__}", [_run_or_error(session, sample) for sample in samples]
+
+
+def _run_or_error(session: Any, inputs: Mapping[str, Any]) -> dict[str, Any] | InfconvError:
+    try:
+        return run_session(session, inputs)
+    except InfconvError as error:
+        return error
 
 
 def open_session(path: str, optimize: bool) -> Any:
@@ -98,7 +120,7 @@ def _from_ort(value: Any) -> Any:
 
 def _run_reference(
     path: str, samples: Sequence[Mapping[str, Any]], refusal: Exception
-) -> tuple[str, list[dict[str, Any]]]:
+) -> tuple[str, list[dict[str, Any] | InfconvError]]:
     """Run where ONNX Runtime has no kernel. `refusal` is its reason, told when the evaluator fails as well."""
     import onnx
     from onnx.reference import ReferenceEvaluator
@@ -106,7 +128,7 @@ def _run_reference(
     try:
         evaluator = ReferenceEvaluator(path)
         names = [str(name) for name in evaluator.output_names]
-        outputs: list[dict[str, Any]] = [dict(zip(names, evaluator.run(None, dict(s)), strict=True)) for s in samples]  # pyright: ignore[reportArgumentType]  (typed as one array, returns a list)
+        outputs: list[dict[str, Any] | InfconvError] = [dict(zip(names, evaluator.run(None, dict(s)), strict=True)) for s in samples]  # pyright: ignore[reportArgumentType]  (typed as one array, returns a list)
     except InfconvError:
         raise
     except Exception as error:  # the evaluator raises whatever its operators raise

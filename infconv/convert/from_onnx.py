@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from infconv.convert._base import Frontend, Source, SourceRequest
-from infconv.errors import SourceError
+from infconv.errors import InfconvError, SourceError
 
 
 class FromOnnx(Frontend):
@@ -54,10 +54,16 @@ class OnnxSource(Source):
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Run the source file."""
-        from infconv.convert._onnxruntime import run_samples
+        outcome = self.run_all([inputs])[0]
+        if isinstance(outcome, InfconvError):
+            raise outcome
+        return outcome
 
-        _, outputs = run_samples(self.model_path, [inputs], optimize=False)
-        return outputs[0]
+    def run_all(self, samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any] | InfconvError]:
+        """Run the source file on each sample, in one session."""
+        from infconv.convert._onnxruntime import run_or_errors
+
+        return run_or_errors(self.model_path, samples, optimize=False)[1]
 
     def close(self) -> None:
         """Nothing is held open."""

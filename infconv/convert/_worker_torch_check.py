@@ -1,0 +1,102 @@
+"""Whether an export is good enough to stop trying: the checker, and a comparison with the module where it is cheap."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from typing import Any, Sequence
+
+import torch
+
+from ._worker import WorkerError
+from ._worker_torch_inputs import other_sizes
+from ._worker_torch_subject import Subject
+
+LARGEST_BYTES = 512 << 20
+"""Larger models are compared by the parent alone: a second copy of the weights would not be cheap."""
+RELATIVE_ERROR = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
+"""Of the largest value of an output. It tells a wrong graph from rounding; the parent judges accuracy."""
+
+
+def check(path: str, subject: Subject, seed: int, *, traced: bool) -> str | None:
+    """Return what is wrong with the ONNX file at `path`, None if nothing was found.
+
+    `traced`: the exporter ran the module once, so that sizes and branches may be frozen; other sizes are compared too.
+    """
+    if importlib.util.find_spec("onnx"):
+        import onnx
+
+        try:
+            onnx.checker.check_model(path)
+        except onnx.checker.ValidationError as error:
+            return f"the ONNX checker refuses the result: {str(error).strip().splitlines()[0]}"
+    if not importlib.util.find_spec("onnxruntime") or _bytes(path) > LARGEST_BYTES:
+        return None
+    return _compare(path, subject, seed, traced)
+
+
+def _compare(path: str, subject: Subject, seed: int, traced: bool) -> str | None:
+    session = _session(path)
+    if isinstance(session, str):
+        return session
+    if session is None:
+        return None
+    batches = [(subject.sizes, subject.examples)]
+    for sizes in other_sizes(subject.sizes, subject.ranges) if traced else []:
+        batches.append((sizes, subject.examples_of(sizes, seed + 1)))
+    for sizes, tensors in batches:
+        problem = _compare_one(session, subject, tensors)
+        if problem:
+            at = ", ".join(f"{name}={size}" for name, size in sizes.items())
+            return problem + (f" (at {at})" if at else "")
+    return None
+
+
+def _session(path: str) -> Any:
+    """Return a session, None where ONNX Runtime lacks a kernel (it cannot judge then), or what is wrong."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    try:
+        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        if "NOT_IMPLEMENTED" in str(error):
+            return None
+        return f"ONNX Runtime refuses the result: {str(error).strip().splitlines()[0]}"
+
+
+def _compare_one(session: Any, subject: Subject, tensors: Sequence[torch.Tensor]) -> str | None:
+    try:
+        expected = subject.run(tensors)
+        again = subject.run(tensors)
+    except WorkerError:  # the model itself refuses these sizes
+        return None
+    try:
+        found = session.run(None, {i.name: t.numpy() for i, t in zip(subject.inputs, tensors)})
+    except TypeError:  # numpy has no bfloat16
+        return None
+    except Exception as error:
+        return f"the result does not run: {str(error).strip().splitlines()[0]}"
+    for name, want, repeat, got in zip(subject.output_names, expected, again, found):
+        problem = _difference(want, repeat, torch.from_numpy(got)) if hasattr(got, "dtype") else None
+        if problem:
+            return f"output '{name}' {problem}"
+    return None
+
+
+def _difference(want: torch.Tensor, repeat: torch.Tensor, got: torch.Tensor) -> str | None:
+    if want.shape != got.shape:
+        return f"has shape {list(got.shape)}, the model's has {list(want.shape)}"
+    limit = RELATIVE_ERROR.get(want.dtype)
+    if limit is None or want.numel() == 0 or not torch.equal(want.nan_to_num(), repeat.nan_to_num()):
+        return None  # integers, or a model that draws random numbers
+    scale = float(want.nan_to_num().abs().max()) or 1.0
+    error = float((want.to(torch.float64) - got.to(torch.float64)).nan_to_num().abs().max()) / scale
+    return f"is off by {error:.2g} of its largest value" if error > limit else None
+
+
+def _bytes(path: str) -> int:
+    data = f"{path}.data"
+    return os.path.getsize(path) + (os.path.getsize(data) if os.path.exists(data) else 0)

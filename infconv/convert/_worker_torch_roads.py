@@ -1,0 +1,189 @@
+"""The roads from PyTorch to ONNX, tried in order until one gives a valid model.
+
+- `dynamo`: torch.export without strict mode, then the ONNX exporter on the exported program.
+- `dynamo-strict`: the same with strict mode, which traces Python byte code.
+- `torchscript`: the TorchScript exporter on a trace of the module, or on TorchScript itself.
+- `torchscript-script`: the TorchScript exporter on the module compiled by torch.jit.script, which keeps control flow.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import re
+import shutil
+import time
+import warnings
+from typing import Any, Callable, Iterator
+
+import torch
+
+from ._worker import Request, WorkerError, first_line, ran_out_of_memory
+from ._worker_torch_capture import DimError, capture, loosen_views
+from ._worker_torch_check import check
+from ._worker_torch_finish import finish
+from ._worker_torch_subject import Subject
+
+Road = Callable[[Subject, Request], Any]
+
+TORCHSCRIPT_OPSET = 20
+"""The newest opset that the TorchScript exporter writes."""
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_LONGEST_LINE = 300
+
+
+class RoadError(Exception):
+    """A road ended without a usable model."""
+
+
+def export(subject: Subject, request: Request) -> list[dict[str, object]]:
+    """Write model.onnx to the request's workdir and return the attempts.
+
+    Raises WorkerError: usage when the dynamic dimensions asked for contradict the model, unsupported when every road
+    fails.
+    """
+    attempts: list[dict[str, object]] = []
+    refused: DimError | None = None
+    for name, road in _roads(subject):
+        started = time.monotonic()
+        error: BaseException | None = None
+        try:
+            _try(name, road, subject, request)
+        except DimError as found:
+            error = refused = found
+            if found.final:
+                raise
+        except Exception as found:
+            if ran_out_of_memory(found):
+                raise
+            error = found
+        attempts.append(
+            {
+                "road": name,
+                "ok": error is None,
+                "seconds": round(time.monotonic() - started, 3),
+                "error": one_line(error) if error else None,
+            }
+        )
+        if error is None:
+            return attempts
+        del error
+        gc.collect()
+    raise refused or _all_failed(request["source"], attempts)
+
+
+def _try(name: str, road: Road, subject: Subject, request: Request) -> None:
+    torch.manual_seed(request["seed"])
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # deprecations of the exporter that were written for its authors
+        model = road(subject, request)
+    path = finish(model, subject, request["workdir"])
+    del model
+    problem = check(path, subject, request["seed"], traced=name.startswith("torchscript"))
+    if problem:
+        raise RoadError(problem)
+
+
+def _roads(subject: Subject) -> Iterator[tuple[str, Road]]:
+    """Yield the roads that can take the subject, the best first."""
+    if subject.program is not None:
+        yield "dynamo", _program
+        return
+    module = subject.flat.module  # type: ignore[union-attr]
+    if isinstance(module, torch.jit.ScriptModule):
+        yield "torchscript", _traced
+        return
+    # torch.export unrolls nn.RNN over its length; the TorchScript exporter writes the RNN operator.
+    plain_rnn = any(type(each) is torch.nn.RNN for each in module.modules())
+    if plain_rnn:
+        yield "torchscript", _traced
+    yield "dynamo", _dynamo
+    yield "dynamo-strict", _dynamo_strict
+    if not plain_rnn:
+        yield "torchscript", _traced
+    yield "torchscript-script", _scripted
+
+
+def _dynamo(subject: Subject, request: Request) -> Any:
+    return _to_onnx(capture(subject, strict=False), request)
+
+
+def _dynamo_strict(subject: Subject, request: Request) -> Any:
+    return _to_onnx(capture(subject, strict=True), request)
+
+
+def _program(subject: Subject, request: Request) -> Any:
+    assert subject.program is not None
+    return _to_onnx(subject.program, request)
+
+
+def _to_onnx(program: torch.export.ExportedProgram, request: Request) -> Any:
+    """Return the onnx_ir.Model of `program`."""
+    loosen_views(program)
+    options: dict[str, Any] = {"opset_version": request["opset"]} if request["opset"] else {}
+    # Its own optimizer stays off by default: infconv's passes do that work, each one verified.
+    optimize = request["options"].get("optimize", False)
+    exported = torch.onnx.export(program, dynamo=True, optimize=optimize, verbose=False, **options)
+    assert exported is not None
+    return exported.model
+
+
+def _traced(subject: Subject, request: Request) -> Any:
+    assert subject.flat is not None
+    module = subject.flat
+    if isinstance(module.module, torch.jit.ScriptModule):
+        # A trace through a script module keeps its control flow; only the flattening around it is traced.
+        module = torch.jit.trace(module, subject.examples, check_trace=False)
+    return _torchscript(module, subject, request)
+
+
+def _scripted(subject: Subject, request: Request) -> Any:
+    """Compile the user's module itself: it must return tensors, and take its inputs in forward's order."""
+    assert subject.flat is not None
+    return _torchscript(torch.jit.script(subject.flat.module), subject, request)
+
+
+def _torchscript(module: Any, subject: Subject, request: Request) -> Any:
+    """Return the onnx_ir.Model that the TorchScript exporter writes to a folder of its own."""
+    import onnx_ir
+
+    folder = os.path.join(request["workdir"], "torchscript")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.makedirs(folder)
+    path = os.path.join(folder, "model.onnx")
+    names = [each.name for each in subject.inputs]
+    axes = {each.name: {i: d for i, d in enumerate(each.dims) if isinstance(d, str)} for each in subject.inputs}
+    torch.onnx.export(
+        module,
+        subject.examples,
+        path,
+        input_names=names,
+        output_names=subject.output_names,
+        dynamic_axes={name: found for name, found in axes.items() if found},
+        opset_version=min(request["opset"] or TORCHSCRIPT_OPSET, TORCHSCRIPT_OPSET),
+        dynamo=False,
+    )
+    return onnx_ir.load(path)
+
+
+def one_line(error: BaseException) -> str:
+    """Return what went wrong in one line: of the innermost cause, with the model's own source line if there is one."""
+    cause = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    text = _COLOUR.sub("", str(cause))
+    line = first_line(cause) if not text else next((x.strip() for x in text.splitlines() if x.strip()), "")
+    places = re.findall(r'File "([^"]+)", line (\d+), in', text)
+    own = [(path, number) for path, number in places if f"{os.sep}torch{os.sep}" not in path]
+    where = f" (at {os.path.basename(own[-1][0])}:{own[-1][1]})" if own else ""
+    label = "" if isinstance(cause, (RoadError, WorkerError)) else f"{type(cause).__name__}: "
+    return f"{label}{line}"[:_LONGEST_LINE] + where
+
+
+def _all_failed(source: str, attempts: list[dict[str, object]]) -> WorkerError:
+    tried = "".join(f"\n  {each['road']}: {each['error']}" for each in attempts)
+    return WorkerError(
+        "unsupported",
+        f"PyTorch cannot export '{source}' to ONNX; tried:{tried}",
+        "Change the operator or the control flow named above in the model, or give more of its dimensions fixed sizes.",
+    )
