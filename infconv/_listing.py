@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from infconv import console, registry
 from infconv.errors import UsageError, did_you_mean
-from infconv.result import plain
+from infconv.plain import plain
 
 if TYPE_CHECKING:
     from infconv.api import Comparison

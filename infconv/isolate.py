@@ -7,6 +7,7 @@ shares the parent's memory copy-on-write, so that handing it a model costs nothi
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import pickle
 import select
@@ -80,6 +81,7 @@ def call(function: Callable[[], T], *, what: str, timeout: float | None = None, 
 def _run_child(function: Callable[[], Any], writer: int, memory_limit: int | None) -> None:
     """Run `function`, send the pickled outcome and leave without running any exit handler of the parent."""
     code = 0
+    faulthandler.disable()  # the parent tells of the crash, in one sentence
     try:
         with contextlib.suppress(ImportError):
             import resource

@@ -9,8 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from infconv.plain import plain
 from infconv.publish import digest
-from infconv.result import plain
 from infconv.steps import Repeat, as_items
 
 if TYPE_CHECKING:

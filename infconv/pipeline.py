@@ -22,7 +22,7 @@ from infconv.steps import Repeat, check_legal, resolve, shipped, without
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from infconv.convert._base import Source, SourceRequest
+    from infconv.convert._base import Source
     from infconv.passes import Pass
     from infconv.reference import Reference
 
@@ -201,7 +201,7 @@ def _make_artifact(
         _check_delivered(delivered, job)
         with watch.stage(f"verify {job.exporter.target} {job.entry.precision}"):
             verification = verify(job, spec.verify, exported, reference)
-        notes = [*source.notes, *(reference.notes if reference else ()), *context.notes]
+        notes = [*source.notes, *(reference.notes if reference else ()), *context.notes, *exported.notes]
         artifact = Artifact(
             target=job.exporter.target,
             precision=job.entry.precision,
@@ -260,21 +260,3 @@ def _write_manifest(
     from infconv.manifest import write_manifest
 
     return write_manifest(stage / Path(artifact.manifest).name, artifact, spec, job.steps, source, exported.files)
-
-
-def source_request(spec: PipelineSpec, format: str) -> SourceRequest:
-    """Return what the frontend is asked."""
-    from infconv.convert._base import SourceRequest
-
-    entry = spec.source
-    return SourceRequest(
-        source=entry.path,
-        format=format,
-        inputs=entry.input_specs(),
-        dims=entry.dim_ranges(),
-        weights=entry.weights,
-        sample=spec.sample,
-        trust_pickle=entry.trust_pickle,
-        python=entry.python,
-        seed=spec.seed,
-    )

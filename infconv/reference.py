@@ -159,8 +159,7 @@ def size_plans(infos: Sequence[InputInfo], ranges: Mapping[str, DimRange]) -> It
 
 
 def _usual(name: str, given: DimRange) -> int:
-    default = 2 if "batch" in name.lower() or name.lower() in {"n", "b"} or name.endswith(".0") else 8
-    return _clamp(given.opt if given.opt is not None else default, given)
+    return given.usual(name)
 
 
 def _least(_name: str, given: DimRange) -> int:
@@ -169,11 +168,8 @@ def _least(_name: str, given: DimRange) -> int:
 
 def _other(name: str, given: DimRange) -> int:
     """Return a size that is neither the usual nor the least, and not a multiple of them where there is room."""
-    return _clamp(_usual(name, given) + (1 if _usual(name, given) < 8 else 3), given)
-
-
-def _clamp(size: int, given: DimRange) -> int:
-    return max(given.min, size if given.max is None else min(size, given.max))
+    size = given.usual(name) + (1 if given.usual(name) < 8 else 3)
+    return size if given.max is None else min(size, given.max)
 
 
 def make_inputs(infos: Sequence[InputInfo], sizes: Mapping[str, int], seed: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from infconv import registry
 from infconv.errors import SourceError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from infconv.convert._base import Source
+    from infconv.convert._base import Source, SourceRequest
     from infconv.spec import PipelineSpec
 
 __all__ = ["open_source", "recognise"]
@@ -46,7 +46,22 @@ def _not_recognised(source: str, frontend: str | None) -> SourceError:
 
 def open_source(spec: PipelineSpec, workdir: Path) -> Source:
     """Recognise the source and open it with its frontend. The caller closes it."""
-    from infconv.pipeline import source_request
-
     name, format = recognise(spec.source.path, spec.source.frontend)
-    return registry.get("frontend", name)().open(source_request(spec, format), workdir)
+    return registry.get("frontend", name)().open(_request(spec, format), workdir)
+
+
+def _request(spec: PipelineSpec, format: str) -> SourceRequest:
+    from infconv.convert._base import SourceRequest
+
+    entry = spec.source
+    return SourceRequest(
+        source=entry.path,
+        format=format,
+        inputs=entry.input_specs(),
+        dims=entry.dim_ranges(),
+        weights=entry.weights,
+        sample=spec.sample,
+        trust_pickle=entry.trust_pickle,
+        python=entry.python,
+        seed=spec.seed,
+    )

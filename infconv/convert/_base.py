@@ -23,6 +23,16 @@ class DimRange:
     opt: int | None = None
     max: int | None = None
 
+    def usual(self, name: str) -> int:
+        """Return the size to optimise for: `opt`, or a small one that is usual for a dimension of this `name`."""
+        guess = 2 if "batch" in name.lower() or name.lower() in {"n", "b"} or name.endswith(".0") else 8
+        size = self.opt if self.opt is not None else guess
+        return max(self.min, size if self.max is None else min(size, self.max))
+
+    def most(self, name: str) -> int:
+        """Return the largest size: `max`, or four times the usual one."""
+        return self.max if self.max is not None else 4 * self.usual(name)
+
 
 @dataclasses.dataclass(frozen=True)
 class InputSpec:

@@ -25,6 +25,10 @@ class Exported:
     """The first is the one that users open."""
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
     """Plain data for the manifest: compiler version, compute capability, layers …"""
+    notes: Sequence[str] = ()
+    """What the user should know, one sentence each."""
+    compiled_from: Path | None = None
+    """The ONNX file that a compiler turned into the artifact, kept in staging until the artifact is verified."""
 
 
 @dataclasses.dataclass(frozen=True)

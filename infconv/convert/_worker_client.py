@@ -170,8 +170,8 @@ class WorkerProcess:
                 "Try another version of the framework (--python), or report the crash to its developers.",
             )
         return SourceError(
-            f"The {self.framework} worker ended early with exit code {code}.{words}",
-            "The model's own code may have ended it; see the last words above.",
+            f"The {self.framework} worker ({self._python}) ended early with exit code {code}.{words}",
+            "Either the model's own code ended it, or --python names no Python interpreter.",
         )
 
     def _out_of_memory(self, code: int, words: str) -> InfconvError:
@@ -186,11 +186,17 @@ class WorkerProcess:
         with self._log_path.open("rb") as log:
             log.seek(max(0, self._log_path.stat().st_size - _LOG_TAIL_BYTES))
             lines = log.read().decode(errors="replace").splitlines()
-        # faulthandler's stack, innermost frame first, ends with module lists that say nothing to a user.
-        words = [line.strip() for line in lines if line.strip() and not line.startswith("Extension modules:")]
-        fatal = [i for i, line in enumerate(words) if line.startswith("Fatal Python error")]
-        chosen = words[fatal[-1] : fatal[-1] + 4] if fatal else words[-3:]
+        chosen = _crash_place(lines) or [line.strip() for line in lines if line.strip()][-3:]
         return f" Its last words: {' / '.join(chosen)[:600]}" if chosen else ""
+
+
+def _crash_place(lines: list[str]) -> list[str]:
+    """Return the fatal error and the innermost frames from faulthandler's report, which lists every thread."""
+    fatal = next((i for i, line in enumerate(lines) if line.startswith("Fatal Python error")), None)
+    if fatal is None:
+        return []
+    current = next((i for i, line in enumerate(lines) if line.startswith("Current thread") and i > fatal), fatal)
+    return [lines[fatal], *(line.strip() for line in lines[current + 1 : current + 3])]
 
 
 def _as_error(error: Mapping[str, str]) -> InfconvError:

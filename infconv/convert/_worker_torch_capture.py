@@ -97,7 +97,7 @@ def _facts(message: str) -> _Facts:
 def _bounds(text: str) -> tuple[int | None, int | None]:
     call = ast.parse(text, mode="eval").body
     assert isinstance(call, ast.Call)
-    given = {word.arg: ast.literal_eval(word.value) for word in call.keywords}
+    given = {word.arg: word.value.value for word in call.keywords if isinstance(word.value, ast.Constant)}
     return given.get("min"), given.get("max")
 
 

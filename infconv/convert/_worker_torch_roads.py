@@ -29,6 +29,7 @@ Road = Callable[[Subject, Request], Any]
 TORCHSCRIPT_OPSET = 20
 """The newest opset that the TorchScript exporter writes."""
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_DATA_DEPENDENT = re.compile("data-dependent", re.IGNORECASE)
 _LONGEST_LINE = 300
 
 
@@ -44,11 +45,11 @@ def export(subject: Subject, request: Request) -> list[dict[str, object]]:
     """
     attempts: list[dict[str, object]] = []
     refused: DimError | None = None
-    for name, road in _roads(subject):
+    for name, road in _roads(subject, attempts):
         started = time.monotonic()
         error: BaseException | None = None
         try:
-            _try(name, road, subject, request)
+            _try(name, road, subject, request, doubted=refused is not None)
         except DimError as found:
             error = refused = found
             if found.final:
@@ -72,20 +73,20 @@ def export(subject: Subject, request: Request) -> list[dict[str, object]]:
     raise refused or _all_failed(request["source"], attempts)
 
 
-def _try(name: str, road: Road, subject: Subject, request: Request) -> None:
+def _try(name: str, road: Road, subject: Subject, request: Request, *, doubted: bool) -> None:
     torch.manual_seed(request["seed"])
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # deprecations of the exporter that were written for its authors
         model = road(subject, request)
     path = finish(model, subject, request["workdir"])
     del model
-    problem = check(path, subject, request["seed"], traced=name.startswith("torchscript"))
+    problem = check(path, subject, request["seed"], traced=name.startswith("torchscript"), doubted=doubted)
     if problem:
         raise RoadError(problem)
 
 
-def _roads(subject: Subject) -> Iterator[tuple[str, Road]]:
-    """Yield the roads that can take the subject, the best first."""
+def _roads(subject: Subject, attempts: list[dict[str, object]]) -> Iterator[tuple[str, Road]]:
+    """Yield the roads that can take the subject, the best first in the light of the `attempts` so far."""
     if subject.program is not None:
         yield "dynamo", _program
         return
@@ -93,15 +94,19 @@ def _roads(subject: Subject) -> Iterator[tuple[str, Road]]:
     if isinstance(module, torch.jit.ScriptModule):
         yield "torchscript", _traced
         return
-    # torch.export unrolls nn.RNN over its length; the TorchScript exporter writes the RNN operator.
-    plain_rnn = any(type(each) is torch.nn.RNN for each in module.modules())
-    if plain_rnn:
+    # torch.export unrolls nn.RNN and fixes the length of LSTM and GRU; the TorchScript exporter writes the operators.
+    recurrent = any(isinstance(each, torch.nn.RNNBase) for each in module.modules())
+    if recurrent:
         yield "torchscript", _traced
     yield "dynamo", _dynamo
     yield "dynamo-strict", _dynamo_strict
-    if not plain_rnn:
+    branches = any(_DATA_DEPENDENT.search(str(each["error"])) for each in attempts)
+    if branches:  # a trace would keep the branch that the example takes
+        yield "torchscript-script", _scripted
+    if not recurrent:
         yield "torchscript", _traced
-    yield "torchscript-script", _scripted
+    if not branches:
+        yield "torchscript-script", _scripted
 
 
 def _dynamo(subject: Subject, request: Request) -> Any:
@@ -169,7 +174,7 @@ def _torchscript(module: Any, subject: Subject, request: Request) -> Any:
 def one_line(error: BaseException) -> str:
     """Return what went wrong in one line: of the innermost cause, with the model's own source line if there is one."""
     cause = error
-    while cause.__cause__ is not None:
+    while cause.__cause__ is not None and not isinstance(cause, (RoadError, WorkerError)):
         cause = cause.__cause__
     text = _COLOUR.sub("", str(cause))
     line = first_line(cause) if not text else next((x.strip() for x in text.splitlines() if x.strip()), "")

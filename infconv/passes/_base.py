@@ -43,7 +43,14 @@ class Pass(BaseModel):
 
     @classmethod
     def step_name(cls) -> str:
-        """Return the name in CLI and YAML: `FuseGelu` -> `fuse-gelu`."""
+        """Return the name in CLI and YAML: `FuseGelu` -> `fuse-gelu`; `module:Class` for a pass that is not registered."""
+        from infconv import registry
+
+        name = cls._kebab_name()
+        return name if name in registry.names("pass") else f"{cls.__module__}:{cls.__qualname__}"
+
+    @classmethod
+    def _kebab_name(cls) -> str:
         return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", cls.__name__).lower()
 
     @classmethod

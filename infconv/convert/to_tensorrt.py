@@ -1,0 +1,174 @@
+"""Exporter `tensorrt` (alias `trt`): a TensorRT engine, built ahead of time and without a GPU by TensorRT-RTX."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from infconv.convert._base import DimRange
+from infconv.convert._exporter import Delivered, Executed, Exported, Exporter
+from infconv.errors import UnsupportedError
+from infconv.plain import plain
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from infconv.convert._tensorrt import Built, Profile
+
+_NOT_EXECUTED = (
+    "The TensorRT engine itself was not executed: that needs its GPU. The exact ONNX that it was built from was "
+    "verified, and the engine was inspected."
+)
+
+
+class ToTensorRT(Exporter):
+    """TensorRT engine, built without a GPU by TensorRT-RTX (or on the GPU by classic TensorRT)."""
+
+    target: ClassVar[str] = "tensorrt"
+    suffix: ClassVar[str] = ".engine"
+    max_opset: ClassVar[int] = 23
+    requires: ClassVar[Mapping[str, str]] = {"tensorrt_rtx": "tensorrt"}
+
+    flavor: Literal["auto", "rtx", "classic"] = "auto"
+    """Which TensorRT builds: rtx, classic, or the one that is installed."""
+    compute_capability: list[str] = Field(default_factory=list[str])
+    """GPU architectures, e.g. sm89 or sm89,sm120. By default portable: Ampere and later."""
+    workspace_bytes: int | None = Field(None, ge=0)
+    """Scratch memory that a kernel may use on the GPU."""
+    tf32: bool = True
+    """Let float32 products round their inputs to 10 bits of mantissa, TensorRT's default."""
+    weight_streaming: bool = False
+    """Allow weights to stay in host memory at run time."""
+    refit: bool = False
+    """Allow weights to be replaced in the finished engine."""
+    version_compatible: bool = False
+    """Classic only: let later versions of TensorRT load the engine."""
+    hardware_compatibility: str | None = None
+    """Classic only: ampere-plus or same-compute-capability."""
+    timing_cache: str | None = None
+    """Classic only: a file of kernel timings, read and updated."""
+    optimization_level: int | None = Field(None, ge=0, le=5)
+    """Classic only: 0 builds fastest, 5 searches longest."""
+
+    @field_validator("compute_capability", mode="before")
+    @classmethod
+    def _as_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    def export(self, model: ir.Model, path: Path, dims: Mapping[str, DimRange]) -> Exported:
+        """Write the graph as ONNX, build the engine from it, inspect the engine and compare its interface."""
+        from infconv.convert._tensorrt import build, inspect, runtime
+        from infconv.model import save
+
+        installed = runtime(self.flavor)
+        profile, notes = _profile(model, dims)
+        onnx_path = save(model, path.with_name("tensorrt-source.onnx"))[0]
+        try:
+            built = build(onnx_path, path, profile, self._build_options(), installed)
+        except UnsupportedError as error:
+            # The file named in the message is in staging and means nothing to the user.
+            raise UnsupportedError(error.message.replace(str(onnx_path), "the model"), error.hint) from error
+        _check_interface(model, built)
+        engine = inspect(path, installed, built.network)
+        facts = {
+            "tensorrt": str(installed),
+            "compute_capabilities": list(built.targets),
+            "inputs": plain(engine.inputs),
+            "outputs": plain(engine.outputs),
+            "layers": len(engine.layers),
+            "precisions": engine.precisions,
+            "matrix_precisions": engine.matrix_precisions,
+            "weight_bytes": dict(engine.weight_bytes),
+            "tf32": engine.tf32,
+            "evidence": engine.evidence,
+            "parse_seconds": built.parse_seconds,
+            "build_seconds": built.build_seconds,
+        }
+        return Exported([path], facts, notes, onnx_path)
+
+    def _build_options(self) -> Any:
+        from infconv.convert._tensorrt import BuildOptions
+
+        return BuildOptions(
+            compute_capabilities=tuple(self.compute_capability),
+            workspace_bytes=self.workspace_bytes,
+            tf32=self.tf32,
+            weight_streaming=self.weight_streaming,
+            refit=self.refit,
+            version_compatible=self.version_compatible,
+            hardware_compatibility=self.hardware_compatibility,
+            timing_cache=Path(self.timing_cache) if self.timing_cache else None,
+            optimization_level=self.optimization_level,
+        )
+
+    def execute(self, exported: Exported, samples: Sequence[Mapping[str, Any]]) -> Executed:
+        """Run the exact ONNX that went into the engine, in ONNX Runtime."""
+        from infconv.convert._onnxruntime import run_samples
+
+        assert exported.compiled_from is not None
+        by, outputs = run_samples(exported.compiled_from, samples, optimize=True)
+        return Executed(by, outputs, artifact_itself=False, note=_NOT_EXECUTED)
+
+    def delivered(self, exported: Exported) -> Delivered:
+        """Return the precisions of the engine's matrix kernels, as inspected."""
+        evidence = {
+            "engine": "the engine, deserialised on its GPU",
+            "plan": "the kernel program in the engine file",
+            "network": "the strongly typed network that the engine was built from",
+        }
+        return Delivered(exported.facts["matrix_precisions"], evidence[exported.facts["evidence"]])
+
+
+def _profile(model: ir.Model, dims: Mapping[str, DimRange]) -> tuple[Profile, list[str]]:
+    """Return (min, opt, max) shapes of the inputs with dynamic dims, and a note on ranges that had to be assumed."""
+    profile: dict[str, tuple[list[int], list[int], list[int]]] = {}
+    assumed: dict[str, str] = {}
+    for value in model.graph.inputs:
+        name = value.name or ""
+        if name in model.graph.initializers or value.shape is None or value.shape.is_static():
+            continue
+        shapes: tuple[list[int], list[int], list[int]] = ([], [], [])
+        for axis, dim in enumerate(value.shape):
+            label = str(dim.value or f"{name}.{axis}") if not isinstance(dim, int) else ""
+            given = dims.get(label, DimRange())
+            sizes = (dim,) * 3 if isinstance(dim, int) else (given.min, given.usual(label), given.most(label))
+            if not isinstance(dim, int) and given.max is None:
+                assumed[label] = f"{label}={sizes[0]}..{sizes[2]}"
+            for shape, size in zip(shapes, sizes, strict=True):
+                shape.append(size)
+        profile[name] = shapes
+    if not assumed:
+        return profile, []
+    ranges = ", ".join(assumed.values())
+    return profile, [f"The engine accepts {ranges}: no range was given. Set it with --dim {next(iter(assumed))}=1..N."]
+
+
+def _check_interface(model: ir.Model, built: Built) -> None:
+    """Raise UnsupportedError where the engine's inputs or outputs are not those of the model."""
+    for what, values, tensors in (
+        ("input", [v for v in model.graph.inputs if v.name not in model.graph.initializers], built.network.inputs),
+        ("output", list(model.graph.outputs), built.network.outputs),
+    ):
+        promised = {v.name or "": _dtype_name(v) for v in values}
+        found = {t.name: t.dtype for t in tensors}
+        if set(promised) != set(found):
+            raise UnsupportedError(
+                f"TensorRT's {what}s are {sorted(found)}, the model's {sorted(promised)}: it drops unused inputs and "
+                "renames an input that is an output.",
+                "Remove that input from the model, or put an Identity before that output.",
+            )
+        for name, dtype in promised.items():
+            if dtype and found[name] != dtype:
+                raise UnsupportedError(
+                    f"TensorRT makes {what} '{name}' {found[name]}, in the model it is {dtype}.",
+                    "Cast it in the model to a type that TensorRT has: float32, float16, bfloat16, int64, int32, bool.",
+                )
+
+
+def _dtype_name(value: ir.Value) -> str:
+    if value.dtype is None:
+        return ""
+    return {"FLOAT": "float32", "DOUBLE": "float64"}.get(value.dtype.name, value.dtype.name.lower())

@@ -1,0 +1,150 @@
+"""The command line: what it prints, and one clear sentence with the right exit code for every bad input."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+import yaml
+
+
+def test_help_is_fast_and_names_the_exit_codes() -> None:
+    code = "import sys, infconv.cli\ntry: infconv.cli.main()\nexcept SystemExit: pass\nprint(sorted(sys.modules), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True)
+    assert "Exit codes" in done.stdout
+    for heavy in ("'numpy'", "'onnx'", "'onnx_ir'", "'torch'", "'pydantic'", "'rich'", "'yaml'"):
+        assert heavy not in done.stderr, f"--help imports {heavy}"
+
+
+def test_convert_prints_a_table_without_a_terminal(infconv, mlp: Path) -> None:
+    done = infconv("convert", mlp, "-o", "out.onnx")
+    assert done.code == 0
+    assert "out.onnx" in done.out
+    assert "3 samples" in done.out
+    assert done.err == ""
+    assert "\x1b" not in done.out
+
+
+def test_json_has_the_promised_document(infconv, mlp: Path) -> None:
+    done = infconv("convert", mlp, "-o", "out.onnx", "--json")
+    document = done.json
+    assert (document["status"], document["exit_code"], document["error"]) == ("ok", 0, None)
+    assert document["artifacts"][0]["path"] == "out.onnx"
+    assert document["verification"]["out.onnx"]["passed"] is True
+    assert {"name", "status", "changes", "seconds", "reason"} <= set(document["steps"][0])
+
+
+def test_dry_run_prints_a_pipeline_that_run_accepts(infconv, mlp: Path, tmp_path: Path) -> None:
+    done = infconv("convert", mlp, "-o", tmp_path / "out.onnx", "--fp16", "--dim", "batch=1..4", "--dry-run")
+    assert yaml.safe_load(done.out)["targets"][0]["precision"] == "fp16"
+    assert not (tmp_path / "out.onnx").exists()
+    (tmp_path / "p.yaml").write_text(done.out)
+    assert infconv("run", "p.yaml").code == 0
+    assert (tmp_path / "out.onnx").exists()
+
+
+def test_without_output_the_source_is_kept(infconv, mlp: Path, tmp_path: Path) -> None:
+    before = mlp.read_bytes()
+    assert infconv("convert", mlp.name).code == 0
+    assert mlp.read_bytes() == before
+    assert (tmp_path / "mlp.optimized.onnx").exists()
+
+
+BAD = {
+    "missing file": (["gone.onnx"], 3, "'gone.onnx' does not exist"),
+    "unknown suffix": (["notes.txt"], 3, "'notes.txt' is not a model"),
+    "empty folder": (["empty"], 3, "empty folder"),
+    "truncated": (["cut.onnx"], 3, "cut.onnx"),
+    "unknown target": (["mlp.onnx", "-t", "onxn"], 2, "Did you mean 'onnx'?"),
+    "unknown pass": (["mlp.onnx", "-p", "fold-constant"], 2, "Did you mean 'fold-constants'?"),
+    "unknown option of a pass": (["mlp.onnx", "-p", "fold-constants: {max_byte: 1}"], 2, "did you mean 'max_bytes'"),
+    "unknown skip": (["mlp.onnx", "--skip", "remove-unusd"], 2, "Did you mean 'remove-unused'?"),
+    "unknown frontend": (["mlp.onnx", "--frontend", "tourch"], 2, "Did you mean 'torch'?"),
+    "unknown input": (["mlp.onnx", "--input", "xx:1,8"], 2, "no input 'xx'"),
+    "wrong rank": (["mlp.onnx", "--input", "x:1,8,1"], 2, "has 2 dims"),
+    "wrong size": (["mlp.onnx", "--input", "x:1,9"], 2, "fixed at 8"),
+    "wrong type": (["mlp.onnx", "--input", "x:1,8:int64"], 2, "its type is float32"),
+    "malformed input": (["mlp.onnx", "--input", "x"], 2, "NAME:DIMS"),
+    "unknown dim": (["mlp.onnx", "--dim", "bacth=1..2"], 2, "Did you mean 'batch'?"),
+    "malformed dim": (["mlp.onnx", "--dim", "batch"], 2, "NAME=SIZES"),
+    "reversed dim": (["mlp.onnx", "--dim", "batch=8..2"], 2, "min <= opt <= max"),
+    "two precisions": (["mlp.onnx", "--fp16", "--bf16"], 2, "exclude each other"),
+    "two targets, one file": (["mlp.onnx", "-t", "onnx", "-t", "ort", "-o", "x.onnx"], 2, "Name a folder"),
+    "output is the source": (["mlp.onnx", "-o", "mlp.onnx"], 2, "is the source itself"),
+    "output below a file": (["mlp.onnx", "-o", "notes.txt/x.onnx"], 2, "cannot be written"),
+    "missing sample": (["mlp.onnx", "--sample", "gone.npz"], 2, "--sample 'gone.npz'"),
+    "malformed time-out": (["mlp.onnx", "--timeout", "soon"], 2, "--timeout"),
+    "malformed memory": (["mlp.onnx", "--memory-limit", "lots"], 2, "--memory-limit"),
+    "exporter option": (["mlp.onnx", "-t", "trt", "--option", "compute_capability=sm88"], 2, "sm89"),
+    "unknown exporter option": (["mlp.onnx", "-t", "trt", "--option", "compute=sm89"], 2, "compute_capability"),
+    "custom operator": (["custom.onnx", "--verify", "off", "-t", "trt"], 4, "Frobnicate"),
+    "too little time": (["mlp.onnx", "--timeout", "0.01s"], 7, "--timeout"),
+}
+
+
+@pytest.fixture
+def bad_inputs(mlp: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("not a model")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "cut.onnx").write_bytes(mlp.read_bytes()[:100])
+    custom = onnx.load(mlp)
+    custom.graph.node[2].op_type, custom.graph.node[2].domain = "Frobnicate", "my.domain"
+    custom.opset_import.append(onnx.helper.make_opsetid("my.domain", 1))
+    onnx.save(custom, tmp_path / "custom.onnx")
+
+
+@pytest.mark.usefixtures("bad_inputs")
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_sentence_and_a_code(infconv, tmp_path: Path, case: str) -> None:
+    arguments, code, words = BAD[case]
+    before = sorted(p.name for p in tmp_path.iterdir())
+    done = infconv("convert", *arguments)
+    assert done.code == code, done.err
+    assert words in done.err
+    assert "Traceback" not in done.err
+    assert done.out == ""
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+@pytest.mark.usefixtures("bad_inputs")
+def test_failures_are_json_too(infconv) -> None:
+    done = infconv("convert", "gone.onnx", "--json")
+    assert done.code == 3
+    assert done.json["error"]["code"] == "source"
+    assert done.json["error"]["hint"]
+    done = infconv("convert", "mlp.onnx", "--no-such-option", "--json")
+    assert done.code == 2
+    assert done.json["exit_code"] == 2
+
+
+@pytest.mark.parametrize("command", ["targets", "frontends", "passes", "doctor"])
+def test_listings_print_tables_and_json(infconv, command: str) -> None:
+    assert infconv(command).code == 0
+    assert infconv(command, "--json").json
+
+
+def test_one_pass_is_shown_with_its_options(infconv) -> None:
+    done = infconv("passes", "fold-constants")
+    assert "max_bytes" in done.out
+    assert infconv("passes", "fold-constant").code == 2
+
+
+def test_inspect_shows_the_model(infconv, mlp: Path) -> None:
+    done = infconv("inspect", mlp)
+    assert "MatMul" in done.out
+    document = infconv("inspect", mlp, "--json", "-t", "onnx").json
+    assert document["nodes"] == 4
+    assert document["inputs"] == [{"name": "x", "dtype": "float", "shape": ["batch", 8]}]
+    assert document["refused"] == []
+
+
+def test_compare_exits_with_5_beyond_tolerance(infconv, mlp: Path, tmp_path: Path) -> None:
+    changed = onnx.load(mlp)
+    changed.graph.node[2].op_type = "Sigmoid"
+    onnx.save(changed, tmp_path / "changed.onnx")
+    assert infconv("compare", mlp, mlp).code == 0
+    assert infconv("compare", mlp, "changed.onnx").code == 5
+    assert infconv("compare", mlp, "gone.onnx").code == 3

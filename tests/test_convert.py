@@ -1,0 +1,151 @@
+"""ONNX in, verified artifacts out: the Python interface."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from conftest import make_mlp
+
+import infconv
+from infconv.passes import Pass
+
+
+class DropBias(Pass):
+    """A wrong step: Add becomes Identity."""
+
+    def run(self, model, context) -> int:
+        for node in list(model.graph):
+            if node.op_type == "Add":
+                node.outputs[0].replace_all_uses_with(node.inputs[0])
+                model.graph.remove(node, safe=True)
+                return 1
+        return 0
+
+
+class Unordered(Pass):
+    """A wrong step: the graph is no longer valid."""
+
+    def run(self, model, context) -> int:
+        first = model.graph[0]
+        if first.op_type == "Relu":
+            return 0
+        first.op_type = "Frobnicate"
+        return 1
+
+
+WRONG = f"{__name__}:DropBias"
+INVALID = f"{__name__}:Unordered"
+
+
+@pytest.mark.parametrize("precision", [{}, {"fp16": True}])
+@pytest.mark.parametrize(("target", "suffix"), [("onnx", "onnx"), ("ort", "onnx"), ("ov", "xml"), ("trt", "engine")])
+def test_every_target_is_made_and_verified(mlp: Path, tmp_path: Path, target: str, suffix: str, precision: Any) -> None:
+    output = tmp_path / f"out.{suffix}"
+    result = infconv.convert(mlp, target=target, output=output, dim={"batch": (1, 2, 4)}, **precision)
+    (artifact,) = result.artifacts
+    assert output.is_file()
+    assert artifact.verification.passed
+    assert {s.label for s in artifact.verification.samples} == {"batch=2", "batch=1", "batch=3"}
+    assert artifact.verification.artifact_executed == (target != "trt")
+    assert artifact.compute == {"float16" if precision else "float32": 2}
+    manifest = json.loads(Path(artifact.manifest).read_text())
+    assert manifest["artifact"][output.name]["bytes"] == output.stat().st_size
+    assert {p.name for p in tmp_path.iterdir()} >= {Path(f).name for f in artifact.files}
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".infconv")]
+
+
+def test_fp16_keeps_float32_at_the_border_unless_told(mlp: Path, tmp_path: Path) -> None:
+    for io_types, expected in (("keep", "tensor(float)"), ("follow", "tensor(float16)")):
+        infconv.convert(mlp, output=tmp_path / "h.onnx", fp16=True, io_types=io_types)
+        session = onnxruntime.InferenceSession(tmp_path / "h.onnx")
+        assert session.get_inputs()[0].type == expected
+        assert session.get_outputs()[0].type == expected
+
+
+@pytest.mark.parametrize("target", ["onnx", "ort", "ov", "trt"])
+def test_two_runs_give_the_same_bytes(mlp: Path, tmp_path: Path, target: str) -> None:
+    contents: list[dict[str, bytes]] = []
+    for run in ("a", "b"):
+        result = infconv.convert(mlp, target=target, output=tmp_path / run)
+        contents.append({Path(f).name: Path(f).read_bytes() for f in result.artifacts[0].files})
+    assert contents[0] == contents[1]
+
+
+def test_a_dim_is_fixed_and_renamed(mlp: Path, tmp_path: Path) -> None:
+    infconv.convert(mlp, output=tmp_path / "f.onnx", input={"x": [3, 8]})
+    assert onnxruntime.InferenceSession(tmp_path / "f.onnx").get_inputs()[0].shape == [3, 8]
+    infconv.convert(mlp, output=tmp_path / "r.onnx", input={"x": ["n", 8]})
+    assert onnxruntime.InferenceSession(tmp_path / "r.onnx").get_inputs()[0].shape == ["n", 8]
+
+
+def test_a_users_sample_is_used(mlp: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "s.npz", x=np.ones((7, 8), "f4"))
+    result = infconv.convert(mlp, output=tmp_path / "s.onnx", sample=tmp_path / "s.npz")
+    assert [s.label for s in result.artifacts[0].verification.samples] == ["s.npz"]
+
+
+def test_a_wrong_step_fails_the_conversion_and_leaves_nothing(mlp: Path, tmp_path: Path) -> None:
+    with pytest.raises(infconv.VerificationError, match="output 'y' at batch=2"):
+        infconv.convert(mlp, output=tmp_path / "out" / "w.onnx", passes=[WRONG])
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_old_artifact_survives_a_failure(mlp: Path, tmp_path: Path) -> None:
+    infconv.convert(mlp, output=tmp_path / "w.onnx")
+    old = (tmp_path / "w.onnx").read_bytes()
+    with pytest.raises(infconv.VerificationError):
+        infconv.convert(mlp, output=tmp_path / "w.onnx", passes=[WRONG])
+    assert (tmp_path / "w.onnx").read_bytes() == old
+
+
+def test_verify_each_drops_the_wrong_step_and_names_it(mlp: Path, tmp_path: Path) -> None:
+    result = infconv.convert(mlp, output=tmp_path / "w.onnx", passes=[WRONG, INVALID], verify="each")
+    dropped = {s.name: s.reason for s in result.steps if s.status == "dropped"}
+    assert set(dropped) == {WRONG, INVALID}
+    assert "output 'y' at batch=2" in dropped[WRONG]
+    assert "Frobnicate" in dropped[INVALID]
+    assert result.artifacts[0].verification.passed
+
+
+def test_an_invalid_graph_is_never_written(mlp: Path, tmp_path: Path) -> None:
+    with pytest.raises(infconv.InfconvError, match="invalid graph") as caught:
+        infconv.convert(mlp, output=tmp_path / "w.onnx", passes=[INVALID], verify="off")
+    assert caught.value.exit_code == 1
+    assert not (tmp_path / "w.onnx").exists()
+
+
+def test_the_opset_is_raised(mlp: Path, tmp_path: Path) -> None:
+    infconv.convert(mlp, output=tmp_path / "o.onnx", opset=20)
+    assert onnx.load(tmp_path / "o.onnx").opset_import[0].version == 20
+
+
+def test_the_source_is_never_the_output(mlp: Path) -> None:
+    with pytest.raises(infconv.UsageError, match="is the source itself"):
+        infconv.convert(mlp, output=mlp)
+
+
+def test_weights_beyond_float16_stay_in_float32(tmp_path: Path) -> None:
+    source = make_mlp(tmp_path / "big.onnx", scale=1e5)
+    result = infconv.convert(source, output=tmp_path / "h.onnx", fp16=True, verify="off")
+    assert result.artifacts[0].compute.get("float32", 0) >= 1
+
+
+def test_optimize_returns_a_graph_and_leaves_the_model_alone(mlp: Path) -> None:
+    proto = onnx.load(mlp)
+    before = proto.SerializeToString()
+    graph = infconv.optimize(proto)
+    assert proto.SerializeToString() == before
+    assert [n.op_type for n in graph.graph][0] in {"MatMul", "Gemm"}
+
+
+def test_compare_tells_models_apart(mlp: Path, tmp_path: Path) -> None:
+    infconv.convert(mlp, output=tmp_path / "a.onnx")
+    other = make_mlp(tmp_path / "other.onnx", scale=1.1)
+    assert infconv.compare(mlp, tmp_path / "a.onnx").passed
+    assert not infconv.compare(mlp, other).passed
