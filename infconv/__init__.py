@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -37,10 +40,18 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Import on first use: `import infconv` costs nothing."""
-    import importlib
+class _Package(ModuleType):
+    """This package: `infconv.convert` stays the function when the import system binds the subpackage of that name."""
 
-    if name not in __all__:
-        raise AttributeError(f"module 'infconv' has no attribute '{name}'")
-    return getattr(importlib.import_module("infconv.errors" if name.endswith("Error") else "infconv.api"), name)
+    def __getattr__(self, name: str) -> Any:
+        """Import on first use: `import infconv` costs nothing."""
+        if name not in __all__:
+            raise AttributeError(f"module 'infconv' has no attribute '{name}'")
+        return getattr(importlib.import_module("infconv.errors" if name.endswith("Error") else "infconv.api"), name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in __all__ and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -207,7 +207,16 @@ def compare(
     tolerance = TOLERANCES["fp32"].override(rtol, atol, min_sqnr)
     samples = artifact_inputs(os.fspath(a), None if inputs is None else os.fspath(inputs), seed)
     feeds = [s.inputs for s in samples]
-    pairs = zip(samples, run_artifact(os.fspath(a), feeds), run_artifact(os.fspath(b), feeds), strict=True)
-    checks = [SampleCheck(s.label, compare_outputs(ra, rb, tolerance)) for s, ra, rb in pairs]
+    references, actuals = run_artifact(os.fspath(a), feeds), run_artifact(os.fspath(b), feeds)
+    checks = [
+        SampleCheck(sample.label, compare_outputs(*_same_names(reference, actual), tolerance))
+        for sample, reference, actual in zip(samples, references, actuals, strict=True)
+    ]
     passed = all(o.ok for check in checks for o in check.outputs)
     return Comparison(os.fspath(a), os.fspath(b), passed, checks)
+
+
+def _same_names(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Return both by the names that they share, where one format knows an output by several names."""
+    shared = [name for name in a if name in b]
+    return ({n: a[n] for n in shared}, {n: b[n] for n in shared}) if shared and len(a) != len(b) else (a, b)

@@ -141,7 +141,7 @@ def test_optimize_returns_a_graph_and_leaves_the_model_alone(mlp: Path) -> None:
     before = proto.SerializeToString()
     graph = infconv.optimize(proto)
     assert proto.SerializeToString() == before
-    assert [n.op_type for n in graph.graph][0] in {"MatMul", "Gemm"}
+    assert next(n.op_type for n in graph.graph) in {"MatMul", "Gemm"}
 
 
 def test_compare_tells_models_apart(mlp: Path, tmp_path: Path) -> None:

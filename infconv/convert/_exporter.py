@@ -27,6 +27,8 @@ class Exported:
     """Plain data for the manifest: compiler version, compute capability, layers …"""
     notes: Sequence[str] = ()
     """What the user should know, one sentence each."""
+    outputs: Sequence[str] = ()
+    """The model's output names in order, where the artifact's format has several names for an output."""
     compiled_from: Path | None = None
     """The ONNX file that a compiler turned into the artifact, kept in staging until the artifact is verified."""
 

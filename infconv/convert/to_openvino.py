@@ -43,11 +43,14 @@ class ToOpenVINO(Exporter):
         version = isolate.call(lambda: _translate(source[0], path), what="OpenVINO's conversion")
         for file in source:
             file.unlink()
-        return Exported([path, path.with_suffix(".bin")], {"openvino": version})
+        outputs = [value.name or "" for value in model.graph.outputs]
+        return Exported([path, path.with_suffix(".bin")], {"openvino": version}, outputs=outputs)
 
     def execute(self, exported: Exported, samples: Sequence[Mapping[str, Any]]) -> Executed:
         """Compile for the CPU and run with the float32 hint: the plugin's default rounds to bf16 where the CPU can."""
-        by, outputs = isolate.call(lambda: _run(exported.files[0], samples), what="Running the OpenVINO IR")
+        by, outputs = isolate.call(
+            lambda: _run(exported.files[0], samples, exported.outputs), what="Running the OpenVINO IR"
+        )
         return Executed(by, outputs)
 
     def delivered(self, exported: Exported) -> Delivered:
@@ -98,22 +101,25 @@ def _reason(error: Exception) -> str:
     return (telling or lines or [type(error).__name__])[0][:400]
 
 
-def _run(path: Path, samples: Sequence[Mapping[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
+def _run(
+    path: Path, samples: Sequence[Mapping[str, Any]], names: Sequence[str]
+) -> tuple[str, list[dict[str, Any]]]:
     import openvino
 
     compiled = _core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    results = [_infer(compiled, sample) for sample in samples]
+    results = [_infer(compiled, sample, names) for sample in samples]
     return f"openvino {openvino.__version__} CPU", results
 
 
-def _infer(compiled: Any, sample: Mapping[str, Any]) -> dict[str, Any]:
+def _infer(compiled: Any, sample: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Return the outputs under `names`; without them under every name that OpenVINO has for each."""
     known = {name for port in compiled.inputs for name in port.get_names()}
     result = compiled({name: np.asarray(value) for name, value in sample.items() if name in known})
-    outputs: dict[str, Any] = {}
-    for port in compiled.outputs:
-        for name in port.get_names() or {port.get_any_name()}:
-            outputs[name] = np.array(result[port])
-    return outputs
+    arrays = [np.array(result[port]) for port in compiled.outputs]
+    if names:
+        return dict(zip(names, arrays, strict=True))
+    aliases = [port.get_names() or {port.get_any_name()} for port in compiled.outputs]
+    return {name: array for array, known in zip(arrays, aliases, strict=True) for name in known}
 
 
 def _compute_types(path: Path) -> dict[str, int]:
