@@ -198,7 +198,7 @@ def _make_artifact(
         with watch.stage(f"write {job.exporter.target} {job.entry.precision}"):
             exported = _export(model, job, stage / job.output.name, spec)
         delivered = job.exporter.delivered(exported)
-        _check_delivered(delivered, job)
+        _check_delivered(delivered, job, context.notes)
         with watch.stage(f"verify {job.exporter.target} {job.entry.precision}"):
             verification = verify(job, spec.verify, exported, reference)
         notes = [*source.notes, *(reference.notes if reference else ()), *context.notes, *exported.notes]
@@ -241,7 +241,7 @@ def _export(model: ir.Model, job: Job, path: Path, spec: PipelineSpec) -> Export
 _ASKED = {"fp16": "float16", "bf16": "bfloat16"}
 
 
-def _check_delivered(delivered: Delivered, job: Job) -> None:
+def _check_delivered(delivered: Delivered, job: Job, notes: Sequence[str]) -> None:
     """Raise VerificationError when the precision that was asked for is nowhere in the artifact."""
     asked = _ASKED.get(job.entry.precision)
     if asked is None or not delivered.compute or delivered.share(asked) > 0:
@@ -250,7 +250,7 @@ def _check_delivered(delivered: Delivered, job: Job) -> None:
     raise VerificationError(
         f"{job.entry.precision} was asked for, but no compute operator of the {job.exporter.target} artifact runs in "
         f"{asked} ({found}; {delivered.evidence}).",
-        "See the notes of the precision step in the manifest for why each was kept.",
+        " ".join(notes[:3]) or "The model may compute in another type already: see infconv inspect.",
     )
 
 

@@ -87,7 +87,7 @@ class ToTensorRT(Exporter):
             "parse_seconds": built.parse_seconds,
             "build_seconds": built.build_seconds,
         }
-        return Exported([path], facts, notes, onnx_path)
+        return Exported([path], facts, notes, compiled_from=onnx_path)
 
     def _build_options(self) -> Any:
         from infconv.convert._tensorrt import BuildOptions
