@@ -41,6 +41,7 @@ def make_spec(
     atol: float | None = None,
     rtol: float | None = None,
     min_sqnr: float | None = None,
+    step_timeout: float | None = None,
     io_types: Literal["keep", "follow"] = "keep",
     options: Mapping[str, Any] | None = None,
     frontend: str | None = None,
@@ -78,7 +79,7 @@ def make_spec(
         "add": list(passes),
         "skip": list(skip),
         "targets": entries,
-        "verify": {"when": verify, "atol": atol, "rtol": rtol, "min_sqnr": min_sqnr},
+        "verify": {"when": verify, "atol": atol, "rtol": rtol, "min_sqnr": min_sqnr, "step_timeout": step_timeout},
         "seed": seed,
     }
     return parse_spec(data, "options")

@@ -36,7 +36,7 @@ def write_manifest(
         "manifest_version": 1,
         "artifact": {f.name: {"sha256": digest(f), "bytes": f.stat().st_size} for f in files},
         "source": {"path": spec.source.path, "files": _source_digests(spec.source.path)},
-        "versions": {**_versions(), **source.versions},
+        "versions": {**library_versions(), **source.versions},
         "pipeline": resolved,
         "frontend": {"attempts": list(source.attempts), "producer": source.producer},
         **plain(artifact),
@@ -45,7 +45,8 @@ def write_manifest(
     return path
 
 
-def _versions() -> Mapping[str, str]:
+def library_versions() -> Mapping[str, str]:
+    """Return package name -> version of what a conversion depends on, Python included."""
     found = {name: _version(name) for name in _LIBRARIES}
     return {"python": platform.python_version(), **{name: v for name, v in found.items() if v}}
 

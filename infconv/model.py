@@ -33,15 +33,11 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
     Raises SourceError when the file is missing, is not an ONNX model, or names external data that is absent, too
     short or outside the model's folder; UnsupportedError for what the graph representation cannot hold.
     """
-    from onnx_ir import serde
-
     proto, mapping = read_proto(path)
-    aside = normalise(proto)
     try:
-        model = serde.deserialize_model(proto)
-    except Exception as error:  # onnx_ir raises what it meets: a ValueError, a KeyError, its own SerdeError
-        raise SourceError(f"'{path}' is not a valid ONNX model: {_first_line(error)}") from error
-    model.meta[_TYPES_ASIDE] = aside
+        model = from_proto(proto)
+    except SourceError as error:
+        raise SourceError(f"'{path}': {error.message}") from error
     _map_tensors(model, Path(path), mapping)
     return model
 
@@ -49,18 +45,30 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
 def to_ir(model: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> ir.Model:
     """Return a graph that the caller may change: loaded, converted, or a copy that shares the weights."""
     import onnx
-    from onnx_ir import serde
 
     if isinstance(model, str | os.PathLike):
         return load(model)
     if isinstance(model, onnx.ModelProto):
         copy = onnx.ModelProto()
         copy.CopyFrom(model)
-        aside = normalise(copy)
-        graph = serde.deserialize_model(copy)
-        graph.meta[_TYPES_ASIDE] = aside
-        return graph
+        return from_proto(copy)
     return model.clone()
+
+
+def from_proto(proto: onnx.ModelProto) -> ir.Model:
+    """Return the graph of `proto`, which is changed on the way; external tensors stay references.
+
+    Raises SourceError for an invalid graph, UnsupportedError for what the representation cannot hold.
+    """
+    from onnx_ir import serde
+
+    aside = normalise(proto)
+    try:
+        model = serde.deserialize_model(proto)
+    except Exception as error:  # onnx_ir raises what it meets: a ValueError, a KeyError, its own SerdeError
+        raise SourceError(f"The model is not valid ONNX: {_first_line(error)}") from error
+    model.meta[_TYPES_ASIDE] = aside
+    return model
 
 
 def read_proto(path: str | os.PathLike[str]) -> tuple[onnx.ModelProto, mmap.mmap]:
@@ -147,10 +155,11 @@ def _mapped(tensor: ir.ExternalTensor, path: Path, files: dict[str, mmap.mmap]) 
             f"which has only {len(data)}.",
             "The file is truncated, or belongs to another model: copy it again.",
         )
-    return _view(tensor, data, offset)
+    return view(tensor, data, offset)
 
 
-def _view(tensor: ir.ExternalTensor, data: mmap.mmap, offset: int) -> ir.TensorProtocol:
+def view(tensor: ir.ExternalTensor, data: mmap.mmap, offset: int) -> ir.TensorProtocol:
+    """Return the tensor that `tensor` describes as a read-only view of `data` at `offset`."""
     import numpy as np
     import onnx_ir as ir
 

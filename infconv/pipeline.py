@@ -6,6 +6,7 @@ import dataclasses
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from infconv.convert._base import Source
-    from infconv.passes import Pass
+    from infconv.passes import Context, Pass
     from infconv.reference import Reference
 
 
@@ -182,9 +183,10 @@ def _make_artifact(
     spec: PipelineSpec, job: Job, source: Source, reference: Reference | None, watch: Observers
 ) -> Artifact:
     from infconv.census import take_census
+    from infconv.crash import report_crash
     from infconv.passes import Context
     from infconv.publish import publish, staging
-    from infconv.runner import run_steps
+    from infconv.runner import StepFailed, run_steps
     from infconv.verify import StepGuard, verify
 
     model = _load(spec, source)
@@ -192,7 +194,12 @@ def _make_artifact(
     samples = [s.inputs for s in reference.samples] if reference else []
     context = Context(target=job.exporter.target, samples=samples)
     guard = StepGuard(job, spec.verify, reference) if reference and spec.verify.when == "each" else None
-    model, steps = run_steps(job.steps, model, context, watch, guard)
+    try:
+        model, steps = run_steps(job.steps, model, context, watch, guard)
+    except StepFailed as failed:
+        executed = failed.executed
+        before_it = partial(_first_steps, job, context, executed)
+        raise report_crash(failed, lambda: before_it(_load(spec, source)), job.exporter.target) from failed
     after = take_census(model)
     with staging(job.output) as stage:
         with watch.stage(f"write {job.exporter.target} {job.entry.precision}"):
@@ -222,6 +229,13 @@ def _make_artifact(
         manifest = _write_manifest(artifact, spec, job, source, exported, stage)
         publish([*exported.files, manifest], job.output.parent)
     return artifact
+
+
+def _first_steps(job: Job, context: Context, count: int, model: ir.Model) -> ir.Model:
+    """Return `model` after the first `count` steps that were run."""
+    from infconv.runner import run_steps
+
+    return run_steps(job.steps, model, context, Observers(), limit=count)[0]
 
 
 def _export(model: ir.Model, job: Job, path: Path, spec: PipelineSpec) -> Exported:

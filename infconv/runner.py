@@ -11,6 +11,7 @@ from infconv.errors import InfconvError
 from infconv.observe import Observers
 from infconv.result import StepResult
 from infconv.steps import Repeat, flatten
+from infconv.transfer import run_isolated
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -21,21 +22,41 @@ if TYPE_CHECKING:
 class Guard(Protocol):
     """Decides whether a model is acceptable as a step left it."""
 
+    timeout: float | None
+    """Seconds that a step may take."""
+
     def judge(self, model: ir.Model, step: Pass) -> str:
         """Return why not; empty when it is."""
         ...
 
 
 def run_steps(
-    steps: Sequence[Pass | Repeat], model: ir.Model, context: Context, watch: Observers, guard: Guard | None = None
+    steps: Sequence[Pass | Repeat],
+    model: ir.Model,
+    context: Context,
+    watch: Observers,
+    guard: Guard | None = None,
+    *,
+    limit: int | None = None,
 ) -> tuple[ir.Model, list[StepResult]]:
-    """Return the model after all steps, and what each did. `model` itself is changed."""
-    return _Run(steps, watch, guard).run(model, context)
+    """Return the model after all steps, or the first `limit` of them, and what each did. `model` itself is changed."""
+    return _Run(steps, watch, guard, limit).run(model, context)
+
+
+class StepFailed(Exception):
+    """A step raised what it should not: a bug. Carries the step, and how many steps had been run before it."""
+
+    def __init__(self, step: Pass, executed: int) -> None:
+        super().__init__(step.step_name())
+        self.step, self.executed = step, executed
 
 
 class _Run:
-    def __init__(self, steps: Sequence[Pass | Repeat], watch: Observers, guard: Guard | None) -> None:
-        self._steps, self._watch, self._guard = steps, watch, guard
+    def __init__(
+        self, steps: Sequence[Pass | Repeat], watch: Observers, guard: Guard | None, limit: int | None
+    ) -> None:
+        self._steps, self._watch, self._guard, self._limit = steps, watch, guard, limit
+        self.executed = 0
 
     def run(self, model: ir.Model, context: Context) -> tuple[ir.Model, list[StepResult]]:
         results = {id(step): StepResult(step.step_name()) for step in flatten(self._steps)}
@@ -66,27 +87,42 @@ class _Run:
         return model, total
 
     def _run_one(self, step: Pass, model: ir.Model, context: Context, result: StepResult) -> tuple[ir.Model, int]:
-        if result.status == "dropped":
+        if result.status == "dropped" or self.executed == self._limit:
             return model, 0
         self._watch.before(result.name)
         start = time.perf_counter()
-        snapshot = model.clone() if self._guard else None
-        reason, changes = "", 0
-        try:
-            changes = step.run(model, context)
-            if self._guard and changes:
-                reason = self._guard.judge(model, step)
-        except InfconvError as error:
-            if snapshot is None:
-                raise
-            reason = error.message
+        run = self._run_guarded if self._guard else self._run_plainly
+        model, changes, reason = run(step, model, context)
         result.seconds += time.perf_counter() - start
-        if reason and snapshot is not None:
-            model, changes = snapshot, 0
+        if reason:
             result.status, result.reason = "dropped", reason
         elif changes:
             result.status = "applied"
         result.changes += changes
         result.nodes = sum(1 for _ in all_nodes(model))
         self._watch.after(result)
+        self.executed += 1
         return model, changes
+
+    def _run_plainly(self, step: Pass, model: ir.Model, context: Context) -> tuple[ir.Model, int, str]:
+        try:
+            return model, step.run(model, context), ""
+        except InfconvError:
+            raise
+        except Exception as error:
+            raise StepFailed(step, self.executed) from error
+
+    def _run_guarded(self, step: Pass, model: ir.Model, context: Context) -> tuple[ir.Model, int, str]:
+        """Run in a child and judge; return the model as it was, with the reason, when the result is not acceptable."""
+        assert self._guard is not None
+        try:
+            changed, changes = run_isolated(step, model, context, timeout=self._guard.timeout)
+            reason = self._guard.judge(changed, step) if changes else ""
+        except InfconvError as error:
+            reason = error.message
+        except Exception as error:  # a bug in the step, of whatever kind: it is dropped and named
+            reason = f"{type(error).__name__}: {error}"
+        else:
+            if not reason:
+                return changed, changes, ""
+        return model, 0, reason

@@ -99,6 +99,8 @@ class VerifyEntry(_Strict):
     atol: float | None = Field(None, ge=0)
     min_sqnr: float | None = None
     """Least signal-to-noise ratio in dB."""
+    step_timeout: float | None = Field(None, gt=0)
+    """Seconds that a step may take with `when: each`; a slower one is dropped and named."""
 
 
 class PipelineSpec(_Strict):

@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,6 +67,8 @@ def _run_child(command: Callable[[], int], folder: Path, memory_limit: int | Non
         code = command()
     except KeyboardInterrupt:
         code = 130
+    except BaseException:  # a bug: it keeps its traceback
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -87,6 +87,7 @@ class StepGuard:
     def __init__(self, job: Job, entry: VerifyEntry, reference: Reference) -> None:
         self._job, self._entry, self._reference = job, entry, reference
         self._precision = "fp32"
+        self.timeout: float | None = entry.step_timeout
 
     def judge(self, model: ir.Model, step: Pass) -> str:
         """Return why `model`, as `step` left it, is not acceptable; empty when it is."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -80,6 +82,17 @@ def test_sequences_maps_strings_and_bfloat16() -> None:
 def test_missing_and_additional_outputs_are_errors() -> None:
     errors = compare_outputs({"a": X, "b": X}, {"a": X, "c": X}, FP32)
     assert [(e.name, e.ok) for e in errors] == [("a", True), ("b", False), ("c", False)]
+
+
+def test_the_documented_table_is_the_one_in_the_code() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "verification.md").read_text()
+    rows = {cells[1].strip(): cells for cells in (line.split("|") for line in page.splitlines()) if len(cells) == 8}
+    for precision, tolerance in TOLERANCES.items():
+        rtol, atol, scaled, mismatch, sqnr = (cell.strip() for cell in rows[precision][2:7])
+        for text, value in ((rtol, tolerance.rtol), (atol, tolerance.atol), (scaled, tolerance.scaled)):
+            assert (0.0 if text == "-" else float(text)) == value
+        assert (0.0 if mismatch == "equal" else float(mismatch.split()[0]) / 100) == tolerance.mismatch
+        assert (None if sqnr == "-" else float(sqnr.split()[2])) == tolerance.min_sqnr
 
 
 def test_a_given_tolerance_replaces_the_scaled_term() -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,29 @@ class Unordered(Pass):
             return 0
         first.op_type = "Frobnicate"
         return 1
+
+
+class Buggy(Pass):
+    """A step with a bug."""
+
+    def run(self, model, context) -> int:
+        return 1 // 0
+
+
+class Segfaults(Pass):
+    """A step whose native code crashes."""
+
+    def run(self, model, context) -> int:
+        os.kill(os.getpid(), signal.SIGSEGV)
+        return 0
+
+
+class Hangs(Pass):
+    """A step that never ends."""
+
+    def run(self, model, context) -> int:
+        time.sleep(1000)
+        return 0
 
 
 WRONG = f"{__name__}:DropBias"
@@ -111,6 +137,27 @@ def test_verify_each_drops_the_wrong_step_and_names_it(mlp: Path, tmp_path: Path
     assert "output 'y' at batch=2" in dropped[WRONG]
     assert "Frobnicate" in dropped[INVALID]
     assert result.artifacts[0].verification.passed
+
+
+def test_verify_each_survives_crashes_hangs_and_bugs(mlp: Path, tmp_path: Path) -> None:
+    steps = [f"{__name__}:{name}" for name in ("Buggy", "Segfaults", "Hangs")]
+    result = infconv.convert(mlp, output=tmp_path / "w.onnx", passes=steps, verify="each", step_timeout=5)
+    dropped = {s.name.partition(":")[2]: s.reason for s in result.steps if s.status == "dropped"}
+    assert set(dropped) == {"Buggy", "Segfaults", "Hangs"}
+    assert "ZeroDivisionError" in dropped["Buggy"]
+    assert "SIGSEGV" in dropped["Segfaults"]
+    assert "5 s" in dropped["Hangs"]
+
+
+def test_a_bug_leaves_a_reproducer_that_repeats_it(mlp: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        with pytest.raises(infconv.InfconvError, match="Buggy failed with ZeroDivisionError") as caught:
+            infconv.convert(mlp, output="w.onnx", passes=[f"{__name__}:Buggy"])
+        assert caught.value.exit_code == 1
+        assert "1 // 0" in Path("infconv-crash/traceback.txt").read_text()
+        with pytest.raises(infconv.InfconvError, match="Buggy failed with ZeroDivisionError"):
+            infconv.run("infconv-crash/pipeline.yaml")
 
 
 def test_an_invalid_graph_is_never_written(mlp: Path, tmp_path: Path) -> None:

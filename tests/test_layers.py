@@ -18,8 +18,8 @@ LAYERS = [
     {"isolate", "registry", "plain", "configs"},
     {"_protobuf", "_normalise", "model", "census", "compare"},
     {"passes", "quantize", "convert"},
-    {"result", "observe", "spec", "reference", "publish", "steps", "run_artifact"},
-    {"verify", "runner", "manifest", "pipeline", "api", "supervise", "_options"},
+    {"transfer", "result", "observe", "spec", "reference", "publish", "steps", "run_artifact"},
+    {"verify", "runner", "manifest", "crash", "pipeline", "api", "supervise", "_options"},
     {"console", "report", "_listing"},
     {"cli"},
 ]

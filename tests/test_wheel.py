@@ -1,7 +1,8 @@
-"""The built wheel, in a clean environment without extras, converts an ONNX file."""
+"""The built wheel, in a clean environment without extras, converts an ONNX file and takes a plugin."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import venv
@@ -26,6 +27,10 @@ def test_a_clean_install_converts_onnx(tmp_path: Path, mlp: Path) -> None:
     run(python, "-m", "pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt", wheel)
     command = tmp_path / "venv" / "bin" / "infconv"
     assert "3 samples" in run(command, "convert", mlp, "-o", "out.onnx")
+    run(python, "-m", "pip", "install", "--quiet", "--no-deps", ROOT / "tests" / "plugin")
+    assert "rename-graph" in run(command, "passes")
+    printed = run(command, "convert", mlp, "-o", "p.onnx", "-p", "rename-graph: {to: mine}", "--json")
+    assert {s["name"]: s["status"] for s in json.loads(printed)["steps"]}["rename-graph"] == "applied"
     missing = subprocess.run(
         [command, "convert", mlp, "-t", "openvino"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
