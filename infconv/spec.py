@@ -25,9 +25,9 @@ class _Strict(BaseModel):
 class DimEntry(_Strict):
     """The sizes of a dynamic dimension."""
 
-    min: int = Field(1, ge=1)
-    opt: int | None = Field(None, ge=1)
-    max: int | None = Field(None, ge=1)
+    min: int = Field(default=1, ge=1)
+    opt: int | None = Field(default=None, ge=1)
+    max: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
     def _ordered(self) -> DimEntry:
@@ -95,11 +95,11 @@ class VerifyEntry(_Strict):
 
     when: Literal["off", "end", "each"] = "end"
     """`each`: after every step; a step that breaks the result is dropped and named."""
-    rtol: float | None = Field(None, ge=0)
-    atol: float | None = Field(None, ge=0)
+    rtol: float | None = Field(default=None, ge=0)
+    atol: float | None = Field(default=None, ge=0)
     min_sqnr: float | None = None
     """Least signal-to-noise ratio in dB."""
-    step_timeout: float | None = Field(None, gt=0)
+    step_timeout: float | None = Field(default=None, gt=0)
     """Seconds that a step may take with `when: each`; a slower one is dropped and named."""
 
 
@@ -110,7 +110,7 @@ class PipelineSpec(_Strict):
     source: SourceEntry
     sample: str | None = None
     """A .npz of real inputs; otherwise seeded synthetic ones."""
-    opset: int | None = Field(None, ge=7)
+    opset: int | None = Field(default=None, ge=7)
     """ONNX opset of the result; by default what the target likes best."""
     steps: list[StepItem] | None = None
     """Replaces the target's default steps. An item is a name, or `name: {option: value}`."""

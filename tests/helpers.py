@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -69,7 +70,8 @@ def check_rewrite(
     assert apply(change, model) == changes
     result = ir.to_proto(model)
     onnx.checker.check_model(result, full_check=True)
-    assert describe(model) == describe(parse(after, infer=False))
+    found, expected = describe(model), describe(parse(after, infer=False))
+    assert found == expected, "\n".join(difflib.unified_diff(expected, found, "expected", "found", lineterm=""))
     assert signature(model) == signature(ir.from_proto(original))
     if compare:
         check_same_outputs(original, result, inputs, tolerance)
@@ -99,24 +101,29 @@ def signature(model: ir.Model) -> list[tuple[str | None, str, str]]:
 
 def describe(model: ir.Model) -> list[str]:
     """Return a text of the model that does not depend on inner names or on the order of independent nodes."""
-    lines = describe_graph(model.graph, {})
+    lines = describe_graph(model.graph, {}, depth=1)
     for function in model.functions.values():
-        lines += [f"function {function.domain}.{function.name}", *describe_graph(function.graph, {})]
+        lines += [f"function {function.domain}.{function.name}", *describe_graph(function.graph, {}, depth=2)]
     return lines
 
 
-def describe_graph(graph: ir.Graph, outer: Mapping[ir.Value, str]) -> list[str]:
-    """Return a line for each node, those first that the first output needs; `outer` names the outer scope's values."""
-    names = {**outer, **{value: str(value.name) for value in graph.inputs}}
+def describe_graph(graph: ir.Graph, outer: Mapping[ir.Value, str], depth: int) -> list[str]:
+    """Return a line for each node, those first that the first output needs; `outer` names the outer scope's values.
+
+    Values are called %0, %1 … at depth 1, %%0, %%1 … in a subgraph of that. Only a model's inputs and outputs, which
+    are at depth 1, keep their names.
+    """
+    inputs = {v: str(v.name) if depth == 1 else f"{'%' * depth}in{i}" for i, v in enumerate(graph.inputs)}
+    names = {**outer, **inputs}
     lines: list[str] = []
-    for output in graph.outputs:
-        _visit(output, graph, names, lines)
-        lines.append(f"{output.name} = {names[output]}")
+    for i, output in enumerate(graph.outputs):
+        _visit(output, graph, names, lines, depth)
+        lines.append(f"{output.name if depth == 1 else f'out{i}'} = {names[output]}")
     dead = [n.op_type for n in graph if n.op_type != "Constant" and all(o not in names for o in n.outputs)]
     return lines + [f"dead {op_type}" for op_type in dead]
 
 
-def _visit(value: ir.Value, graph: ir.Graph, names: dict[ir.Value, str], lines: list[str]) -> None:
+def _visit(value: ir.Value, graph: ir.Graph, names: dict[ir.Value, str], lines: list[str], depth: int) -> None:
     if value in names:
         return
     node = value.producer()
@@ -131,24 +138,27 @@ def _visit(value: ir.Value, graph: ir.Graph, names: dict[ir.Value, str], lines: 
     used = [*node.inputs, *(v for inner in _subgraphs(node) for n in inner.all_nodes() for v in n.inputs)]
     for v in used:
         if v is not None and v.graph is graph:
-            _visit(v, graph, names, lines)
-    operands = ", ".join("_" if v is None else names[v] for v in node.inputs)
-    attributes = "".join(f" {name}={_attribute(a, names)}" for name, a in sorted(node.attributes.items()))
+            _visit(v, graph, names, lines, depth)
+    operands = ["_" if v is None else names[v] for v in node.inputs]
+    while operands and operands[-1] == "_":
+        operands.pop()
+    attributes = "".join(f" {name}={_attribute(a, names, depth)}" for name, a in sorted(node.attributes.items()))
+    number = "%" * depth + str(len(lines))
     for i, output in enumerate(node.outputs):
-        names[output] = f"%{len(lines)}" + f".{i}" * (i > 0)
+        names[output] = number + f".{i}" * (i > 0)
     operator = f"{node.domain}.{node.op_type}".lstrip(".")
-    lines.append(f"%{len(lines)} = {operator}({operands}){attributes}")
+    lines.append(f"{number} = {operator}({', '.join(operands)}){attributes}")
 
 
 def _subgraphs(node: ir.Node) -> list[ir.Graph]:
     return [a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
 
 
-def _attribute(attribute: ir.Attr, names: Mapping[ir.Value, str]) -> str:
+def _attribute(attribute: ir.Attr, names: Mapping[ir.Value, str], depth: int) -> str:
     if attribute.is_ref():
         return f"@{attribute.ref_attr_name}"
     if attribute.type == ir.AttributeType.GRAPH:
-        return "{" + "; ".join(describe_graph(attribute.as_graph(), names)) + "}"
+        return "{" + "; ".join(describe_graph(attribute.as_graph(), names, depth + 1)) + "}"
     if attribute.type == ir.AttributeType.TENSOR:
         return _constant(attribute.as_tensor())
     return f"{attribute.value:.6g}" if isinstance(attribute.value, float) else str(attribute.value)

@@ -92,21 +92,27 @@ def _file_format(path: Path) -> str | None:
 
 
 def _zip_format(path: Path, head: bytes) -> str | None:
-    if not zipfile.is_zipfile(path):  # cut short: the directory of a zip is at its end
-        guess = _SUFFIXES.get(path.suffix, TORCHSCRIPT)
-        return guess if path.suffix in _SUFFIXES or _TORCH_ZIP_ENTRY.search(head) else None
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-        if programs.is_program(names):
-            return EXPORTED_PROGRAM
-        tails = {name.partition("/")[2] for name in names}
-        if "constants.pkl" in tails or ("model.json" in tails and any(tail.startswith("code/") for tail in tails)):
-            return TORCHSCRIPT
-        entry = _data_entry(names)
-        if entry is None:
-            return None
-        with archive.open(entry) as stream:
-            return _pickle_format(cast(BinaryIO, stream), legacy=False)
+    """Return the format; for a damaged archive of PyTorch's the likely one, so that `refuse` can say what is wrong."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _archive_format(archive)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError):
+        ours = path.suffix in _SUFFIXES or _TORCH_ZIP_ENTRY.search(head)
+        return _SUFFIXES.get(path.suffix, TORCHSCRIPT) if ours else None
+
+
+def _archive_format(archive: zipfile.ZipFile) -> str | None:
+    names = archive.namelist()
+    if programs.is_program(names):
+        return EXPORTED_PROGRAM
+    tails = {name.partition("/")[2] for name in names}
+    if "constants.pkl" in tails or ("model.json" in tails and any(tail.startswith("code/") for tail in tails)):
+        return TORCHSCRIPT
+    entry = _data_entry(names)
+    if entry is None:
+        return None
+    with archive.open(entry) as stream:
+        return _pickle_format(cast(BinaryIO, stream), legacy=False)
 
 
 def _pickle_format(stream: BinaryIO, *, legacy: bool) -> str:
@@ -180,13 +186,14 @@ def _refuse_archive(path: Path, source_format: str, trust_pickle: bool) -> None:
         with zipfile.ZipFile(path) as archive:
             if source_format == EXPORTED_PROGRAM:
                 programs.refuse(path, archive, trust_pickle)
+            elif (entry := _data_entry(archive.namelist())) is None:
+                raise SourceError(f"'{path}' has no data.pkl: not a file of torch.save.", "Save it again.")
             elif source_format == PICKLED_MODULE:
-                entry = _data_entry(archive.namelist())
-                if entry is None:
-                    raise SourceError(f"'{path}' has no data.pkl: not a file of torch.save.", "Save it again.")
                 with archive.open(entry) as stream:
                     _refuse_pickle(path, cast(BinaryIO, stream), trust_pickle, legacy=False)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+            else:
+                archive.read(entry)  # checks its CRC
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
         raise SourceError(
             f"'{path}' is damaged or cut short ({_sentence(error)}).", "Copy or download the file again."
         ) from error

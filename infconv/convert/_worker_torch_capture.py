@@ -171,14 +171,26 @@ def _symbols(subject: Subject, program: torch.export.ExportedProgram) -> dict[st
     return symbols
 
 
-def _captured_dims(
-    subject: Subject, program: torch.export.ExportedProgram
-) -> Iterator[tuple[str, int, Dim, Any]]:
+def _captured_dims(subject: Subject, program: torch.export.ExportedProgram) -> Iterator[tuple[str, int, Dim, Any]]:
     values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
     for each, node_name in zip(subject.inputs, program.graph_signature.user_inputs):
         shape: Any = values[str(node_name)].shape
         for axis, (said, size) in enumerate(zip(each.dims, shape)):
             yield each.name, axis, said, size
+
+
+def keep_tensor_outputs(program: torch.export.ExportedProgram) -> None:
+    """Replace outputs that are numbers by None, in place: the exporter fails on them, and None is no ONNX output."""
+    from torch.export.graph_signature import ConstantArgument, TensorArgument
+
+    [output] = program.graph.find_nodes(op="output")
+    results = list(output.args[0])
+    for i, spec in enumerate(program.graph_signature.output_specs):
+        if not isinstance(spec.arg, TensorArgument):
+            spec.arg = ConstantArgument(name="", value=None)
+            results[i] = None
+    output.args = (tuple(results),)
+    program.graph_module.recompile()
 
 
 def loosen_views(program: torch.export.ExportedProgram) -> None:

@@ -230,14 +230,14 @@ def _check_sample(name: str, sample: np.ndarray, dims: tuple[Dim, ...]) -> None:
         )
 
 
-def _check_names(
-    names: list[str], parameters: list[Parameter], known: Mapping[str, Input], any_keyword: bool
-) -> None:
+def _check_names(names: list[str], parameters: list[Parameter], known: Mapping[str, Input], any_keyword: bool) -> None:
     if any(p.kind == "many" or (p.kind == "any" and any_keyword) for p in parameters):
         return
-    accepted = {p.name for p in parameters if p.kind in ("named", "positional")}
+    by_name = {p.name: p for p in parameters}
     for name in names:
-        if name not in accepted:
+        if name in by_name and by_name[name].kind not in ("named", "positional"):
+            raise _no_tensor(by_name[name])
+        if name not in by_name:
             shown = sorted(known) or [p.name for p in parameters]
             raise WorkerError("usage", f"The model has no input '{name}'.", f"Its inputs: {', '.join(shown)}.")
 
@@ -250,16 +250,20 @@ def _check_required(parameters: list[Parameter], inputs: list[Input]) -> None:
         if not parameter.required or parameter.name in names:
             continue
         if parameter.kind not in ("named", "positional"):
-            raise WorkerError(
-                "unsupported",
-                f"forward needs '{parameter.name}' of type {parameter.kind}, which is no tensor.",
-                "Wrap the model in a module that passes it as a constant, and convert that.",
-            )
+            raise _no_tensor(parameter)
         raise WorkerError(
             "usage",
             f"The model also needs the input '{parameter.name}'.",
             f"Add --input {parameter.name}:DIMS[:DTYPE], e.g. --input {parameter.name}:batch,3,224,224",
         )
+
+
+def _no_tensor(parameter: Parameter) -> WorkerError:
+    return WorkerError(
+        "unsupported",
+        f"The model's '{parameter.name}' is of type {parameter.kind}, which no ONNX input can stand for.",
+        "Wrap the model in a module that passes it as a constant or builds it from tensors, and convert that.",
+    )
 
 
 def _needs_inputs(module: torch.nn.Module, parameters: list[Parameter], source: str) -> WorkerError:

@@ -143,13 +143,19 @@ def _apply_weights(loaded: Loaded, model: torch.nn.Module, path: str) -> None:
     tensors = {name: value for name, value in state.items() if _is_tensor(value)}
     if tensors and all(name.startswith("module.") for name in tensors):  # nn.DataParallel's prefix
         tensors = {name[len("module.") :]: value for name, value in tensors.items()}
-    own = model.state_dict()
-    missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    _check_weights(path, model.state_dict(), tensors)
+    model.load_state_dict(tensors, strict=False)
+
+
+def _check_weights(path: str, own: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> None:
+    # Tied parameters are one tensor with two names; safetensors and others store it once.
+    covered = {own[name].data_ptr() for name in own if name in tensors}
+    missing = [name for name in own if name not in tensors and own[name].data_ptr() not in covered]
+    extra = sorted(tensors.keys() - own.keys())
     wrong = [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
     if missing or extra or wrong:
         facts = [_some("missing", missing), _some("not the model's", extra), _some("of another shape", wrong)]
         raise WorkerError("source", f"'{path}' does not fit the model: {'; '.join(f for f in facts if f)}.")
-    model.load_state_dict(tensors)
 
 
 def _read_weights(path: str) -> dict[str, Any]:

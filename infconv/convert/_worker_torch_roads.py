@@ -19,7 +19,7 @@ from typing import Any, Callable, Iterator
 import torch
 
 from ._worker import Request, WorkerError, first_line, ran_out_of_memory
-from ._worker_torch_capture import DimError, capture, loosen_views
+from ._worker_torch_capture import DimError, capture, keep_tensor_outputs, loosen_views
 from ._worker_torch_check import check
 from ._worker_torch_finish import finish
 from ._worker_torch_subject import Subject
@@ -124,6 +124,7 @@ def _program(subject: Subject, request: Request) -> Any:
 
 def _to_onnx(program: torch.export.ExportedProgram, request: Request) -> Any:
     """Return the onnx_ir.Model of `program`."""
+    keep_tensor_outputs(program)
     loosen_views(program)
     options: dict[str, Any] = {"opset_version": request["opset"]} if request["opset"] else {}
     # Its own optimizer stays off by default: infconv's passes do that work, each one verified.

@@ -216,6 +216,7 @@ def open_program(loaded: Loaded, request: Request) -> Subject:
     paths: list[tuple[Key, ...]] = [()]
     ranges = _program_ranges(request, inputs, symbols, own_ranges)
     subject = Subject(inputs, [], call, (), {}, ranges, loaded.notes, program=program, symbols=symbols)
+    subject.dim_ranges = {name: [said.get("min"), said.get("max")] for name, said in ranges.items()}
     subject.sizes = _program_sizes(inputs, leaves, slots, ranges)
     subject.examples = _program_examples(subject, leaves, slots, request["seed"])
     paths[:] = _find_outputs(subject)

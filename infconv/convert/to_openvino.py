@@ -25,6 +25,12 @@ _COMPUTE = {
 _NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "f64": "float64"}
 
 
+_ROUNDS = (
+    "OpenVINO was run with INFERENCE_PRECISION_HINT=f32. Its default on a CPU with bfloat16, such as this one, rounds to "
+    "it: set the hint where float32 accuracy matters."
+)
+
+
 class ToOpenVINO(Exporter):
     """OpenVINO IR (.xml and .bin)."""
 
@@ -48,10 +54,10 @@ class ToOpenVINO(Exporter):
 
     def execute(self, exported: Exported, samples: Sequence[Mapping[str, Any]]) -> Executed:
         """Compile for the CPU and run with the float32 hint: the plugin's default rounds to bf16 where the CPU can."""
-        by, outputs = isolate.call(
+        by, outputs, rounds = isolate.call(
             lambda: _run(exported.files[0], samples, exported.outputs), what="Running the OpenVINO IR"
         )
-        return Executed(by, outputs)
+        return Executed(by, outputs, note=_ROUNDS if rounds else "")
 
     def delivered(self, exported: Exported) -> Delivered:
         """Read the element types of the finished IR's operators."""
@@ -103,12 +109,15 @@ def _reason(error: Exception) -> str:
 
 def _run(
     path: Path, samples: Sequence[Mapping[str, Any]], names: Sequence[str]
-) -> tuple[str, list[dict[str, Any]]]:
+) -> tuple[str, list[dict[str, Any]], bool]:
+    """Return what ran it, the outputs, and whether the plugin's default would round to bfloat16 on this CPU."""
     import openvino
 
-    compiled = _core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    core = _core()
+    compiled = core.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     results = [_infer(compiled, sample, names) for sample in samples]
-    return f"openvino {openvino.__version__} CPU", results
+    rounds = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return f"openvino {openvino.__version__} CPU", results, rounds
 
 
 def _infer(compiled: Any, sample: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
