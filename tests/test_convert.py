@@ -13,10 +13,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from conftest import make_mlp
 
 import infconv
 from infconv.passes import Pass
+from tests.conftest import make_mlp
 
 
 class DropBias(Pass):

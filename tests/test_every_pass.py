@@ -8,11 +8,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from helpers import check_same_outputs, parse
 
 from infconv import registry
 from infconv.errors import InfconvError
 from infconv.passes import Context, Pass
+from tests.helpers import check_same_outputs, parse
 
 NAMES = registry.names("pass")
 MODELS = {

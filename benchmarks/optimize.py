@@ -1,0 +1,153 @@
+"""The optimiser beside its peers: nodes, time, peak memory and latency on the same files, in one run.
+
+    python benchmarks/optimize.py [--models FOLDER] [--only NAME ...] [--latency]
+
+Builds the models (benchmarks/zoo.py) when FOLDER has none. Every tool runs as a process of its own, the tools in turn;
+times are CPU seconds and peak resident memory of the whole process, less nothing. Latencies are medians of
+interleaved runs. Writes benchmarks/results/optimize.md and .json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+TOOLS = {
+    "infconv": "import infconv; infconv.save(infconv.optimize(i), o)",
+    "infconv-ort": "import infconv; infconv.save(infconv.optimize(i, target='onnxruntime'), o)",
+    "onnxsim": "import onnx, onnxsim; onnx.save(onnxsim.simplify(i)[0], o)",
+    "onnxslim": "import onnxslim; onnxslim.slim(i, o)",
+    "onnxscript": "import onnx, onnxscript.optimizer as s; onnx.save(s.optimize(onnx.load(i)), o)",
+    "onnxscript-ort": (
+        "import onnx_ir as ir, onnxscript.optimizer as s, onnxscript.rewriter.ort_fusions as f;"
+        "m = ir.load(i); s.optimize_ir(m); r = f.optimize_for_ort(m); ir.save(r[0] if isinstance(r, tuple) else r, o)"
+    ),
+    "ort-offline": (
+        "import onnxruntime as r; p = r.SessionOptions(); p.optimized_model_filepath = o; p.log_severity_level = 4;"
+        "p.graph_optimization_level = r.GraphOptimizationLevel.ORT_ENABLE_EXTENDED;"
+        "r.InferenceSession(i, p, providers=['CPUExecutionProvider'])"
+    ),
+}
+PORTABLE = ("infconv", "onnxsim", "onnxslim", "onnxscript")
+"""The tools whose result has standard operators only."""
+
+
+def run_tool(tool: str, source: Path, output: Path) -> dict[str, Any]:
+    """Run one tool in a process; return CPU and wall seconds, peak MB and the nodes left, or the error."""
+    code = f"import sys; i, o = sys.argv[1:3]; {TOOLS[tool]}"
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(source), str(output)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    assert process.stderr is not None
+    words = process.stderr.read().decode(errors="replace")
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    wall = time.perf_counter() - start
+    if process.returncode or not output.exists():
+        return {"error": (words.strip().splitlines() or [f"exit {process.returncode}"])[-1][:120]}
+    return {
+        "wall": wall,
+        "cpu": usage.ru_utime + usage.ru_stime,
+        "peak_mb": usage.ru_maxrss / 1e3,
+        "nodes": count_nodes(output),
+    }
+
+
+def count_nodes(path: Path) -> int:
+    """Return the nodes of a file, subgraphs and functions included."""
+    from infconv.census import take_census
+    from infconv.model import load
+
+    return take_census(load(path)).nodes
+
+
+def latencies(paths: dict[str, Path], runs: int) -> dict[str, float]:
+    """Return the median milliseconds of each model in ONNX Runtime, measured in turn."""
+    import statistics
+
+    from infconv.convert._onnxruntime import open_session
+    from infconv.model import load
+    from infconv.reference import describe_inputs, make_inputs, size_plans
+
+    sessions = {tool: open_session(str(path), optimize=True) for tool, path in paths.items()}
+    infos = describe_inputs(load(next(iter(paths.values()))))
+    feeds = make_inputs(infos, next(size_plans(infos, {}))[1], seed=0)
+    times: dict[str, list[float]] = {tool: [] for tool in sessions}
+    for turn in range(runs + 2):
+        for tool, session in sessions.items():
+            start = time.perf_counter()
+            session.run(None, feeds)
+            if turn >= 2:
+                times[tool].append(1e3 * (time.perf_counter() - start))
+    return {tool: statistics.median(values) for tool, values in times.items()}
+
+
+def measure(source: Path, tools: Sequence[str], with_latency: bool, runs: int, folder: Path) -> dict[str, Any]:
+    """Return the row of one model: tool -> figures."""
+    row: dict[str, Any] = {"mb": source.stat().st_size / 1e6, "nodes": count_nodes(source), "tools": {}}
+    outputs = {tool: folder / f"{tool}.onnx" for tool in tools}
+    for tool in tools:
+        row["tools"][tool] = run_tool(tool, source, outputs[tool])
+    if with_latency:
+        ready = {"source": source, **{t: p for t, p in outputs.items() if "error" not in row["tools"][t]}}
+        row["latency_ms"] = latencies(ready, runs)
+    for path in folder.iterdir():
+        path.unlink()
+    return row
+
+
+def table(rows: dict[str, Any], tools: Sequence[str]) -> str:
+    """Return the Markdown tables: nodes, CPU seconds, peak memory, latency."""
+    parts: list[str] = []
+    for title, key, form in (("Nodes left", "nodes", "{:.0f}"), ("CPU s", "cpu", "{:.1f}"), ("Peak MB", "peak_mb", "{:.0f}")):
+        parts += [f"### {title}\n", f"| model | MB | before | {' | '.join(tools)} |", "|---" * (len(tools) + 3) + "|"]
+        for name, row in rows.items():
+            cells = [form.format(row["tools"][t][key]) if key in row["tools"][t] else "failed" for t in tools]
+            parts.append(f"| {name} | {row['mb']:.0f} | {row['nodes']} | {' | '.join(cells)} |")
+        parts.append("")
+    timed = {name: row for name, row in rows.items() if "latency_ms" in row}
+    if timed:
+        columns = ["source", *tools]
+        parts += ["### Latency in ONNX Runtime, ms\n", f"| model | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+        for name, row in timed.items():
+            cells = [f"{row['latency_ms'][c]:.2f}" if c in row["latency_ms"] else "-" for c in columns]
+            parts.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=Path, default=HERE / "results" / "zoo")
+    parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--tools", nargs="*", default=list(TOOLS))
+    parser.add_argument("--latency", action="store_true")
+    parser.add_argument("--runs", type=int, default=15)
+    arguments = parser.parse_args()
+    if not list(arguments.models.glob("*.onnx")):
+        subprocess.run([sys.executable, str(HERE / "zoo.py"), str(arguments.models), *arguments.only], check=True)
+    files = [f for f in sorted(arguments.models.glob("*.onnx")) if not arguments.only or f.name.split(".")[0] in arguments.only]
+    rows: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as name:
+        for source in files:
+            rows[source.stem] = measure(source, arguments.tools, arguments.latency, arguments.runs, Path(name))
+            print(source.stem, json.dumps(rows[source.stem]), flush=True)
+    results = HERE / "results"
+    results.mkdir(exist_ok=True)
+    (results / "optimize.json").write_text(json.dumps(rows, indent=1))
+    text = table(rows, arguments.tools)
+    (results / "optimize.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
