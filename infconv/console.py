@@ -83,13 +83,12 @@ class Progress:
 
     def before(self, step: str) -> None:
         """Show the step."""
-        if self._live:
-            self._say(step)
+        self._say(step)
 
     def after(self, result: StepResult) -> None:
         """With -v, print what the step did."""
         if self._verbose:
-            sys.stderr.write(f"  {result.name}: {result.changes} changes, {result.seconds:.2f} s {result.reason}\n")
+            sys.stderr.write(f"          {result.changes} changes, {result.seconds:.2f} s {result.reason}\n")
         elif result.status == "dropped":
             self._clear()
             sys.stderr.write(f"dropped {result.name}: {result.reason}\n")

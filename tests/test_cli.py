@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import onnx
 import pytest
 import yaml
+
+from infconv.passes import Pass
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_help_is_fast_and_names_the_exit_codes() -> None:
@@ -149,3 +157,41 @@ def test_compare_exits_with_5_beyond_tolerance(infconv, mlp: Path, tmp_path: Pat
     assert infconv("compare", mlp, mlp).code == 0
     assert infconv("compare", mlp, "changed.onnx").code == 5
     assert infconv("compare", mlp, "gone.onnx").code == 3
+
+
+class Sleeps(Pass):
+    """A step that takes its time."""
+
+    def run(self, model, context) -> int:
+        time.sleep(60)
+        return 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_nothing_behind(mlp: Path, tmp_path: Path, number: signal.Signals) -> None:
+    folder = tmp_path / "out"
+    command = [sys.executable, "-m", "infconv.cli", "convert", str(mlp), "-o", str(folder / "a.onnx"), "-v"]
+    command += ["-p", "tests.test_cli:Sleeps"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    while "Sleeps" not in process.stderr.readline():
+        assert process.poll() is None
+    process.send_signal(number)
+    assert process.wait(timeout=30) == 130
+    assert not folder.exists() or not list(folder.iterdir())
+
+
+def test_a_killed_child_leaves_nothing_behind(mlp: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "infconv.cli", "convert", str(mlp), "-o", str(tmp_path / "out" / "a.onnx"), "--json"]
+    command += ["-p", "tests.test_cli:Dies"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 7
+    assert json.loads(done.stdout)["error"]["code"] == "resource"
+
+
+class Dies(Pass):
+    """A step that the system kills."""
+
+    def run(self, model, context) -> int:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return 0
