@@ -39,7 +39,7 @@ _HINT_WEIGHTS = (
 )
 _HINT_PICKLE = (
     "Safe ways: save it with torch.export.save(torch.export.export(model, args), 'model.pt2') or torch.jit.save; or "
-    "keep only its state_dict() and convert my_module:build_model --weights FILE. If you trust the file: --trust-pickle."
+    "keep only its state_dict() and convert my_module:build_model --weights FILE. If you trust it: --trust-pickle."
 )
 
 
@@ -102,6 +102,7 @@ def _zip_format(path: Path, head: bytes) -> str | None:
 
 
 def _archive_format(archive: zipfile.ZipFile) -> str | None:
+    _refuse_prefix(archive)
     names = archive.namelist()
     if programs.is_program(names):
         return EXPORTED_PROGRAM
@@ -113,6 +114,15 @@ def _archive_format(archive: zipfile.ZipFile) -> str | None:
         return None
     with archive.open(entry) as stream:
         return _pickle_format(cast(BinaryIO, stream), legacy=False)
+
+
+def _refuse_prefix(archive: zipfile.ZipFile) -> None:
+    """Raise BadZipFile when the archive starts later than the file.
+
+    zipfile then reads an archive that is stored inside the one that was cut, or was hidden behind it.
+    """
+    if min((entry.header_offset for entry in archive.infolist()), default=0) != 0:
+        raise zipfile.BadZipFile("its directory is missing")
 
 
 def _pickle_format(stream: BinaryIO, *, legacy: bool) -> str:
@@ -184,6 +194,7 @@ def _refuse_file(path: Path, source_format: str, trust_pickle: bool) -> None:
 def _refuse_archive(path: Path, source_format: str, trust_pickle: bool) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
+            _refuse_prefix(archive)
             if source_format == EXPORTED_PROGRAM:
                 programs.refuse(path, archive, trust_pickle)
             elif (entry := _data_entry(archive.namelist())) is None:

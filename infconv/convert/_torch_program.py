@@ -28,8 +28,41 @@ _STRING = re.compile(r"'[^']*'|\"[^\"]*\"")
 _CALL = re.compile(r"([A-Za-z_]\w*)\s*\(")
 _WORD = re.compile(r"\b(lambda|import|exec|eval|for|while|yield|await)\b|__|:=|[{}`;]")
 _HARMLESS_CALLS = frozenset(
-    "size stride storage_offset item dim floor ceiling ceil sqrt exp log log2 abs min max int float bool round and or"
-    " not if else in is sym_max sym_min sym_not sym_float sym_int sym_sqrt cast_symbool_to_symint_guardless".split()
+    [
+        "size",
+        "stride",
+        "storage_offset",
+        "item",
+        "dim",
+        "floor",
+        "ceiling",
+        "ceil",
+        "sqrt",
+        "exp",
+        "log",
+        "log2",
+        "abs",
+        "min",
+        "max",
+        "int",
+        "float",
+        "bool",
+        "round",
+        "and",
+        "or",
+        "not",
+        "if",
+        "else",
+        "in",
+        "is",
+        "sym_max",
+        "sym_min",
+        "sym_not",
+        "sym_float",
+        "sym_int",
+        "sym_sqrt",
+        "cast_symbool_to_symint_guardless",
+    ]
 )
 
 

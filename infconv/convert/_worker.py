@@ -1,4 +1,4 @@
-"""The process that runs a training framework: started by path in any interpreter, standard library only.
+"""The process that runs a training framework: started by path in any Python from 3.10, standard library only.
 
     <python> /path/to/_worker.py FRAMEWORK --answers FD [--memory-limit BYTES]
 
@@ -27,10 +27,12 @@ import threading
 import time
 import traceback
 import types
-from typing import Any, Callable, Dict, Optional, TextIO
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
 
-Request = Dict[str, Any]
-Handler = Callable[[Request], Dict[str, Any]]
+Request = dict[str, Any]
+Handler = Callable[[Request], dict[str, Any]]
 
 PACKAGE = "infconv_worker"
 """The package that this folder is to its own files here: importing `infconv` itself would need its dependencies."""
@@ -74,7 +76,7 @@ def serve(handlers: _Lazy, requests: TextIO, answers: TextIO) -> None:
     for line in requests:
         try:
             request = json.loads(line)
-            answer: Dict[str, Any] = {"ok": True, "result": handlers.get(request["op"])(request)}
+            answer: dict[str, Any] = {"ok": True, "result": handlers.get(request["op"])(request)}
             text = json.dumps(answer | {"peak_memory": peak_memory()})
         except (Exception, SystemExit) as error:
             answer = {"ok": False, "error": describe(error, handlers.framework)}
@@ -88,32 +90,33 @@ class _Lazy:
 
     def __init__(self, framework: str) -> None:
         self.framework = framework
-        self._handlers: Optional[Dict[str, Handler]] = None
+        self._handlers: dict[str, Handler] | None = None
 
     def get(self, op: str) -> Handler:
-        if self._handlers is None:
-            self._handlers = load_sibling(f"_worker_{self.framework}").operations()
+        handlers = self._handlers
+        if handlers is None:
+            handlers = self._handlers = load_sibling(f"_worker_{self.framework}").operations()
             # The user's own folder is imported from next: leave no __pycache__ there.
             sys.dont_write_bytecode = True
-        if op not in self._handlers:
+        if op not in handlers:
             raise WorkerError("bug", f"The {self.framework} worker has no operation '{op}'.")
-        return self._handlers[op]
+        return handlers[op]
 
 
 def load_sibling(name: str) -> Any:
     """Import the file `name`.py beside this one; relative imports between such files work."""
-    folder = os.path.dirname(os.path.abspath(__file__))
+    folder = str(Path(__file__).resolve().parent)
     if PACKAGE not in sys.modules:
         package = types.ModuleType(PACKAGE)
         package.__path__ = [folder]
         sys.modules[PACKAGE] = package
         sys.modules[f"{PACKAGE}._worker"] = sys.modules[__name__]
         # The script's own folder comes first on sys.path: our file names must not shadow the user's modules.
-        sys.path[:] = [os.getcwd(), *(p for p in sys.path if os.path.abspath(p or ".") != folder)]
+        sys.path[:] = [str(Path.cwd()), *(path for path in sys.path if str(Path(path).resolve()) != folder)]
     return importlib.import_module(f"{PACKAGE}.{name}")
 
 
-def describe(error: BaseException, framework: str) -> Dict[str, str]:
+def describe(error: BaseException, framework: str) -> dict[str, str]:
     """Return `error` as the `error` object of an answer."""
     kind, message, hint = _classify(error, framework)
     text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
@@ -185,7 +188,7 @@ def _limit_memory(limit: int) -> None:
     try:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     except (ValueError, OSError) as error:  # macOS refuses limits on address space
-        print(f"infconv: this system sets no memory limit: {error}", file=sys.stderr)
+        sys.stderr.write(f"infconv: this system sets no memory limit: {error}\n")
 
 
 def _end_with_parent() -> None:

@@ -57,7 +57,7 @@ class WorkerProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._answers = -1
         self._rest = b""
-        self._finalizer: weakref.finalize[[], Any] | None = None
+        self._finalizer: weakref.finalize[..., Any] | None = None
 
     def ask(self, request: Mapping[str, Any], timeout: float | None = None) -> dict[str, Any]:
         """Send `request` and return the result.
@@ -125,7 +125,8 @@ class WorkerProcess:
         )
 
     def _exchange(self, line: str, timeout: float | None) -> dict[str, Any]:
-        assert self._process is not None and self._process.stdin is not None
+        assert self._process is not None
+        assert self._process.stdin is not None
         try:
             self._process.stdin.write(line.encode() + b"\n")
             self._process.stdin.flush()

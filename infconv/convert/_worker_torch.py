@@ -12,7 +12,9 @@ Runs in the framework's interpreter, loaded by `_worker.py`. Operations:
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
+from pathlib import Path
 
 # The reference is computed on the CPU, whatever else the machine has; code that asks for a GPU takes its other branch.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -74,10 +76,10 @@ class Session:
         outputs = self._subject.run(tensors)
         arrays_out: dict[str, np.ndarray] = {}
         types: dict[str, str] = {}
-        for name, tensor in zip(self._subject.output_names, outputs):
+        for name, tensor in zip(self._subject.output_names, outputs, strict=True):
             types[name] = str(tensor.dtype).partition(".")[2]
             arrays_out[name] = _to_numpy(tensor)
-        with open(request["outputs"], "wb") as stream:
+        with Path(request["outputs"]).open("wb") as stream:
             np.savez(stream, allow_pickle=False, **arrays_out)
         return {"dtypes": types}
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 import dataclasses
 import re
-from typing import Any, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -40,12 +41,14 @@ def capture(subject: Subject, *, strict: bool) -> torch.export.ExportedProgram:
 
     Bounds that the user did not give are narrowed to what the model takes, with a note. Raises DimError.
     """
+    from torch._dynamo.exc import UserError
+
     spans = {name: (said.get("min"), said.get("max")) for name, said in subject.ranges.items()}
     deferred = False
     for _ in range(REFINEMENTS):
         try:
             program = _export(subject, spans, strict=strict, deferred=deferred)
-        except torch._dynamo.exc.UserError as error:  # noqa: SLF001
+        except UserError as error:
             if "Constraints violated" not in str(error):
                 raise
             facts = _facts(str(error))
@@ -97,7 +100,7 @@ def _facts(message: str) -> _Facts:
 def _bounds(text: str) -> tuple[int | None, int | None]:
     call = ast.parse(text, mode="eval").body
     assert isinstance(call, ast.Call)
-    given = {word.arg: word.value.value for word in call.keywords if isinstance(word.value, ast.Constant)}
+    given: dict[str | None, Any] = {w.arg: w.value.value for w in call.keywords if isinstance(w.value, ast.Constant)}
     return given.get("min"), given.get("max")
 
 
@@ -173,9 +176,9 @@ def _symbols(subject: Subject, program: torch.export.ExportedProgram) -> dict[st
 
 def _captured_dims(subject: Subject, program: torch.export.ExportedProgram) -> Iterator[tuple[str, int, Dim, Any]]:
     values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
-    for each, node_name in zip(subject.inputs, program.graph_signature.user_inputs):
+    for each, node_name in zip(subject.inputs, program.graph_signature.user_inputs, strict=True):
         shape: Any = values[str(node_name)].shape
-        for axis, (said, size) in enumerate(zip(each.dims, shape)):
+        for axis, (said, size) in enumerate(zip(each.dims, shape, strict=True)):
             yield each.name, axis, said, size
 
 
@@ -201,7 +204,7 @@ def loosen_views(program: torch.export.ExportedProgram) -> None:
     tensor with shape ...". In ONNX the copy is an Identity.
     """
     aten = torch.ops.aten
-    reshapes = (aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten._unsafe_view.default)  # noqa: SLF001
+    reshapes = (aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten._unsafe_view.default)
     turned = (aten.transpose.int, aten.permute.default)
     for module in program.graph_module.modules():
         if not isinstance(module, torch.fx.GraphModule):

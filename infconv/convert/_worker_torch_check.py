@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-from typing import Any, Sequence
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -95,14 +96,14 @@ def _compare_one(session: Any, subject: Subject, tensors: Sequence[torch.Tensor]
     except WorkerError:
         return REFUSED
     try:
-        found = session.run(None, {i.name: t.numpy() for i, t in zip(subject.inputs, tensors)})
+        found = session.run(None, {i.name: t.numpy() for i, t in zip(subject.inputs, tensors, strict=True)})
     except TypeError:  # numpy has no bfloat16
         return None
     except Exception as error:
         return f"the result does not run: {str(error).strip().splitlines()[0]}"
     if not all(map(_same, expected, again)) and RANDOM not in subject.notes:
         subject.notes.append(RANDOM)
-    for name, want, repeat, got in zip(subject.output_names, expected, again, found):
+    for name, want, repeat, got in zip(subject.output_names, expected, again, found, strict=True):
         problem = _difference(want, repeat, torch.from_numpy(got)) if hasattr(got, "dtype") else None
         if problem:
             return f"output '{name}' {problem}"
@@ -125,5 +126,4 @@ def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def _bytes(path: str) -> int:
-    data = f"{path}.data"
-    return os.path.getsize(path) + (os.path.getsize(data) if os.path.exists(data) else 0)
+    return sum(file.stat().st_size for file in Path(path).parent.glob(f"{Path(path).name}*"))

@@ -6,10 +6,12 @@ import ast
 import os
 import re
 import shutil
-from typing import Any, Iterator
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
-import onnx_ir.passes.common as common
+from onnx_ir.passes import common
 
 from ._worker_torch_subject import PREFIX, Subject
 
@@ -33,14 +35,13 @@ def finish(model: ir.Model, subject: Subject, workdir: str) -> str:
     _name_inputs(model.graph, subject)
     _name_outputs(model.graph, subject)
     _name_dims(model, subject.symbols)
-    path = os.path.join(workdir, MODEL)
-    data = os.path.join(workdir, DATA)
-    for old in (path, data):
-        if os.path.exists(old):
-            os.remove(old)
+    folder = Path(workdir)
+    path = folder / MODEL
+    for old in (path, folder / DATA):
+        old.unlink(missing_ok=True)
     ir.save(model, path, external_data=DATA, size_threshold_bytes=INLINE_BYTES)
-    shutil.rmtree(os.path.join(workdir, "torchscript"), ignore_errors=True)
-    return path
+    shutil.rmtree(folder / "torchscript", ignore_errors=True)
+    return str(path)
 
 
 def _tidy_metadata(model: ir.Model) -> None:
@@ -76,7 +77,7 @@ def _origin(metadata: Any) -> Iterator[tuple[str, str]]:
 def _portable(path: str) -> str:
     """Return the part of a source path that is the same on every machine."""
     head, found, tail = path.rpartition(f"site-packages{os.sep}")
-    return tail if found else os.path.basename(head or path)
+    return tail if found else Path(head or path).name
 
 
 def _drop_unused_initializers(graph: ir.Graph) -> None:
@@ -110,7 +111,7 @@ def _name_inputs(graph: ir.Graph, subject: Subject) -> None:
     wanted = [each.name for each in subject.inputs]
     if len(graph.inputs) != len(wanted):
         _restore_inputs(graph, subject)
-    _rename(graph, dict(zip(graph.inputs, wanted)))
+    _rename(graph, dict(zip(graph.inputs, wanted, strict=True)))
 
 
 def _restore_inputs(graph: ir.Graph, subject: Subject) -> None:
@@ -125,7 +126,7 @@ def _restore_inputs(graph: ir.Graph, subject: Subject) -> None:
 
 
 def _onnx_type(dtype: Any) -> ir.DataType:
-    from torch.onnx._internal.exporter._core import torch_dtype_to_onnx_dtype  # noqa: PLC2701
+    from torch.onnx._internal.exporter._core import torch_dtype_to_onnx_dtype
 
     return torch_dtype_to_onnx_dtype(dtype)
 
@@ -133,7 +134,7 @@ def _onnx_type(dtype: Any) -> ir.DataType:
 def _name_outputs(graph: ir.Graph, subject: Subject) -> None:
     if len(graph.outputs) != len(subject.output_names):
         raise ValueError(f"the export has {len(graph.outputs)} outputs, the model {len(subject.output_names)}")
-    _rename(graph, dict(zip(graph.outputs, subject.output_names)))
+    _rename(graph, dict(zip(graph.outputs, subject.output_names, strict=True)))
 
 
 def _rename(graph: ir.Graph, wanted: dict[ir.Value, str]) -> None:

@@ -6,14 +6,15 @@ import dataclasses
 import difflib
 import inspect
 import re
-from typing import Any, Mapping, Optional, Union
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 
 from ._worker import Request, WorkerError
 
-Dim = Union[int, str]
+Dim = int | str
 
 BATCH_SIZE = 2
 """Example size of a dynamic first dimension: the smallest that torch.export does not take for a constant."""
@@ -21,9 +22,23 @@ IMAGE_SIZE = 64
 LENGTH = 16
 """Example sizes of other dynamic dimensions: of four-dimensional inputs, and of the rest."""
 
-TYPE_NAMES = (
-    "float32 float16 bfloat16 float64 int64 int32 int16 int8 uint8 uint16 uint32 uint64 bool float8_e4m3fn float8_e5m2"
-).split()
+TYPE_NAMES = [
+    "float32",
+    "float16",
+    "bfloat16",
+    "float64",
+    "int64",
+    "int32",
+    "int16",
+    "int8",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+    "bool",
+    "float8_e4m3fn",
+    "float8_e5m2",
+]
 INTEGER_NAME = re.compile(r".*(_ids|^ids|_mask|^mask|_index|_indices|_idx)$")
 
 
@@ -34,11 +49,11 @@ class Input:
     name: str
     dims: tuple[Dim, ...]
     dtype: torch.dtype
-    high: Optional[int] = None
+    high: int | None = None
     """Integer values are below this, where the model says so."""
     ones: bool = False
     """A mask: the example is all ones."""
-    sample: Optional[np.ndarray] = None
+    sample: np.ndarray | None = None
 
     def describe(self) -> dict[str, object]:
         """Return what the parent is told of this input."""
@@ -70,7 +85,8 @@ class Parameter:
 def parameters_of(module: torch.nn.Module) -> list[Parameter]:
     """Return the parameters of `forward`, of a Python module or a TorchScript one."""
     if isinstance(module, torch.jit.ScriptModule):
-        arguments = module.forward.schema.arguments[1:]  # the first is self
+        forward: Any = module.forward
+        arguments = forward.schema.arguments[1:]  # the first is self
         return [Parameter(a.name, not a.has_default_value(), _script_kind(str(a.type))) for a in arguments]
     kinds = {
         inspect.Parameter.POSITIONAL_ONLY: "positional",
@@ -221,7 +237,9 @@ def _float_type(module: torch.nn.Module) -> torch.dtype:
 
 
 def _check_sample(name: str, sample: np.ndarray, dims: tuple[Dim, ...]) -> None:
-    fits = sample.ndim == len(dims) and all(isinstance(d, str) or d == n for d, n in zip(dims, sample.shape))
+    fits = sample.ndim == len(dims) and all(
+        isinstance(d, str) or d == n for d, n in zip(dims, sample.shape, strict=True)
+    )
     if not fits or 0 in sample.shape:
         raise WorkerError(
             "usage",
@@ -271,7 +289,7 @@ def _needs_inputs(module: torch.nn.Module, parameters: list[Parameter], source: 
     names = [p.name for p in parameters if p.required and p.kind in ("named", "positional")]
     names = names or [p.name for p in parameters if p.kind in ("named", "positional")][:1] or ["x"]
     dims = [_guess_dims(module), *["batch,..."] * (len(names) - 1)]
-    typed = " ".join(f"--input {name}:{dim}" for name, dim in zip(names, dims))
+    typed = " ".join(f"--input {name}:{dim}" for name, dim in zip(names, dims, strict=True))
     signature = ", ".join(p.name if p.required else f"{p.name}=..." for p in parameters)
     return WorkerError(
         "usage",

@@ -6,9 +6,10 @@ import dataclasses
 import difflib
 import importlib
 import json
-import os
 import pickle
-from typing import Any, Mapping, cast
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 
@@ -57,7 +58,8 @@ def _load_program(path: str) -> Loaded:
     except Exception as error:
         raise _unreadable(path, error, "a .pt2 file of torch.export.save") from error
     loaded = Loaded(program=program)
-    devices = {str(t.device) for t in (*program.state_dict.values(), *program.constants.values()) if _is_tensor(t)}
+    stored: list[Any] = [*program.state_dict.values(), *program.constants.values()]
+    devices = {str(each.device) for each in stored if _is_tensor(each)}
     if devices - {"cpu"}:
         from torch.export.passes import move_to_device_pass
 
@@ -72,7 +74,7 @@ def _load_script(path: str) -> Loaded:
     except Exception as error:
         raise _unreadable(path, error, "a TorchScript file") from error
     if not hasattr(module, "forward"):
-        methods = ", ".join(sorted(name for name in module._c._method_names())) or "none"  # noqa: SLF001
+        methods = ", ".join(sorted(name for name in module._c._method_names())) or "none"
         raise WorkerError(
             "source",
             f"'{path}' has no forward method (its methods: {methods}).",
@@ -105,7 +107,7 @@ def _import_object(module_name: str, attribute: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
             raise WorkerError(
-                "usage", f"There is no Python module '{module_name}' here.", f"Looked in {os.getcwd()} and sys.path."
+                "usage", f"There is no Python module '{module_name}' here.", f"Looked in {Path.cwd()} and sys.path."
             ) from error
         raise WorkerError(
             "dependency", f"'{module_name}' needs the package '{error.name}'.", f"Install it: pip install {error.name}"
@@ -159,10 +161,10 @@ def _check_weights(path: str, own: Mapping[str, torch.Tensor], tensors: Mapping[
 
 
 def _read_weights(path: str) -> dict[str, Any]:
-    if not os.path.isfile(path):
+    if not Path(path).is_file():
         raise WorkerError("source", f"The weights '{path}' do not exist.", "Check --weights.")
     try:
-        with open(path, "rb") as stream:
+        with Path(path).open("rb") as stream:
             is_safetensors = stream.read(10)[8:9] == b"{"
         if is_safetensors:
             from safetensors.torch import load_file
@@ -199,9 +201,10 @@ def _load_pickled(path: str) -> Loaded:
     if isinstance(found, Mapping):  # training checkpoints: {"model": module, "epoch": ...}
         modules = [v for v in cast("Mapping[str, Any]", found).values() if isinstance(v, torch.nn.Module)]
         found = modules[0] if len(modules) == 1 else found
-    if not isinstance(found, torch.nn.Module):
-        raise WorkerError("source", f"'{path}' holds a {type(found).__name__}, not a torch.nn.Module.")
-    return Loaded(module=found.to("cpu").eval())
+    module: Any = found
+    if not isinstance(module, torch.nn.Module):
+        raise WorkerError("source", f"'{path}' holds a {type(module).__name__}, not a torch.nn.Module.")
+    return Loaded(module=module.to("cpu").eval())
 
 
 def _unpickle(path: str) -> Any:
@@ -210,15 +213,14 @@ def _unpickle(path: str) -> Any:
     except RuntimeError as error:
         if "Invalid magic number" not in str(error):
             raise
-    with open(path, "rb") as stream:
+    with Path(path).open("rb") as stream:
         return pickle.load(stream)
 
 
 def _load_huggingface(folder: str, dtype: str, trust_code: bool) -> Loaded:
     import transformers
 
-    with open(os.path.join(folder, "config.json"), encoding="utf-8") as stream:
-        written: dict[str, Any] = json.load(stream)
+    written: dict[str, Any] = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
     model_class = _model_class(transformers, folder, written, trust_code)
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_code, "dtype": dtype}
     try:
@@ -233,12 +235,12 @@ def _load_huggingface(folder: str, dtype: str, trust_code: bool) -> Loaded:
             "The weights belong to another class: check 'architectures' in config.json.",
         )
     model.eval()
-    for name in ("use_cache", "output_attentions", "output_hidden_states"):
-        if name == "use_cache" and getattr(model.config, name, None):
-            model.config.use_cache = False
+    model.config.return_dict = True  # its keys name the outputs
+    if getattr(model.config, "use_cache", False):
+        model.config.use_cache = False
     loaded = Loaded(module=model, packages=["transformers", "safetensors"], huggingface=True)
     stored = written.get("dtype") or written.get("torch_dtype")
-    if stored and stored != dtype and dtype != "auto":
+    if stored and dtype not in (stored, "auto"):
         loaded.notes.append(f"The weights are stored as {stored} and were loaded as {dtype} (option dtype).")
     return loaded
 

@@ -14,7 +14,9 @@ import re
 import shutil
 import time
 import warnings
-from typing import Any, Callable, Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,6 +24,7 @@ from ._worker import Request, WorkerError, first_line, ran_out_of_memory
 from ._worker_torch_capture import DimError, capture, keep_tensor_outputs, loosen_views
 from ._worker_torch_check import check
 from ._worker_torch_finish import finish
+from ._worker_torch_inputs import parameters_of
 from ._worker_torch_subject import Subject
 
 Road = Callable[[Subject, Request], Any]
@@ -90,7 +93,8 @@ def _roads(subject: Subject, attempts: list[dict[str, object]]) -> Iterator[tupl
     if subject.program is not None:
         yield "dynamo", _program
         return
-    module = subject.flat.module  # type: ignore[union-attr]
+    assert subject.flat is not None
+    module = subject.flat.module
     if isinstance(module, torch.jit.ScriptModule):
         yield "torchscript", _traced
         return
@@ -146,17 +150,22 @@ def _traced(subject: Subject, request: Request) -> Any:
 def _scripted(subject: Subject, request: Request) -> Any:
     """Compile the user's module itself: it must return tensors, and take its inputs in forward's order."""
     assert subject.flat is not None
-    return _torchscript(torch.jit.script(subject.flat.module), subject, request)
+    module = subject.flat.module
+    names = [each.name for each in subject.inputs]
+    order = [each.name for each in parameters_of(module)][: len(names)]
+    if names != order:
+        raise RoadError(f"compiled code takes its inputs by position: {', '.join(order)}, not {', '.join(names)}")
+    return _torchscript(torch.jit.script(module), subject, request)
 
 
 def _torchscript(module: Any, subject: Subject, request: Request) -> Any:
     """Return the onnx_ir.Model that the TorchScript exporter writes to a folder of its own."""
     import onnx_ir
 
-    folder = os.path.join(request["workdir"], "torchscript")
+    folder = Path(request["workdir"]) / "torchscript"
     shutil.rmtree(folder, ignore_errors=True)
-    os.makedirs(folder)
-    path = os.path.join(folder, "model.onnx")
+    folder.mkdir()
+    path = str(folder / "model.onnx")
     names = [each.name for each in subject.inputs]
     axes = {each.name: {i: d for i, d in enumerate(each.dims) if isinstance(d, str)} for each in subject.inputs}
     torch.onnx.export(
@@ -181,7 +190,7 @@ def one_line(error: BaseException) -> str:
     line = first_line(cause) if not text else next((x.strip() for x in text.splitlines() if x.strip()), "")
     places = re.findall(r'File "([^"]+)", line (\d+), in', text)
     own = [(path, number) for path, number in places if f"{os.sep}torch{os.sep}" not in path]
-    where = f" (at {os.path.basename(own[-1][0])}:{own[-1][1]})" if own else ""
+    where = f" (at {Path(own[-1][0]).name}:{own[-1][1]})" if own else ""
     label = "" if isinstance(cause, (RoadError, WorkerError)) else f"{type(cause).__name__}: "
     return f"{label}{line}"[:_LONGEST_LINE] + where
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-from typing import Any, Callable, Iterator, Mapping, Sequence, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
+from torch.utils import _pytree as pytree
 
 from ._worker import Request, WorkerError, first_line, ran_out_of_memory
 from ._worker_torch_huggingface import default_inputs
@@ -41,7 +42,7 @@ class Flat(torch.nn.Module):
 
     def forward(self, *args: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Call the module by keyword, as far as it has keywords."""
-        named = dict(zip(self.names[self.positional :], args[self.positional :]))
+        named = dict(zip(self.names[self.positional :], args[self.positional :], strict=True))
         result = self.module(*args[: self.positional], **named)
         return tuple(_follow(result, path) for path in self.paths)
 
@@ -59,7 +60,7 @@ class Subject:
     ranges: dict[str, dict[str, Any]]
     """What the user said of the dynamic dimensions: min, opt, max."""
     notes: list[str]
-    flat: torch.nn.Module | None = None
+    flat: Flat | None = None
     """What a module's exporters take; None for an exported program."""
     program: torch.export.ExportedProgram | None = None
     symbols: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -75,7 +76,7 @@ class Subject:
         except Exception as error:
             if ran_out_of_memory(error):
                 raise
-            shapes = ", ".join(f"{i.name}{list(t.shape)}" for i, t in zip(self.inputs, tensors))
+            shapes = ", ".join(f"{i.name}{list(t.shape)}" for i, t in zip(self.inputs, tensors, strict=True))
             raise WorkerError(
                 "usage",
                 f"The model does not run on {shapes}: {type(error).__name__}: {first_line(error)}",
@@ -184,7 +185,9 @@ def _ranges(request: Request, inputs: list[Input]) -> dict[str, dict[str, Any]]:
 
 
 def _check_array(each: Input, array: np.ndarray) -> None:
-    fits = array.ndim == len(each.dims) and all(isinstance(d, str) or d == n for d, n in zip(each.dims, array.shape))
+    fits = array.ndim == len(each.dims) and all(
+        isinstance(d, str) or d == n for d, n in zip(each.dims, array.shape, strict=True)
+    )
     if not fits:
         raise WorkerError(
             "usage",
@@ -204,12 +207,13 @@ def open_program(loaded: Loaded, request: Request) -> Subject:
     own_ranges = _own_ranges(program)
     symbols = _renamed(inputs, request, own_ranges)
     module: Any = program.module()
+    in_spec: Any = program.call_spec.in_spec
 
     def call(*tensors: torch.Tensor) -> list[torch.Tensor]:
         filled = list(leaves)
-        for slot, tensor in zip(slots, tensors):
+        for slot, tensor in zip(slots, tensors, strict=True):
             filled[slot] = tensor
-        args, kwargs = torch.utils._pytree.tree_unflatten(filled, program.call_spec.in_spec)  # noqa: SLF001
+        args, kwargs = pytree.tree_unflatten(filled, in_spec)
         result = module(*args, **kwargs)
         return [_follow(result, path) for path in paths]
 
@@ -228,7 +232,7 @@ def _program_inputs(program: torch.export.ExportedProgram) -> tuple[list[Any], l
     from torch.export.graph_signature import ConstantArgument, InputKind, TensorArgument
 
     given = program.example_inputs
-    examples = torch.utils._pytree.tree_leaves(given) if given else None  # noqa: SLF001
+    examples = pytree.tree_leaves(given) if given else None
     shapes = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
     leaves: list[Any] = []
     slots: list[int] = []
@@ -271,7 +275,7 @@ def _renamed(inputs: list[Input], request: Request, own: Mapping[str, Any]) -> d
             _rename(symbols, name, axis, said, is_)
     for each in inputs:
         each.dims = tuple(symbols.get(dim, dim) if isinstance(dim, str) else dim for dim in each.dims)
-    taken = [name for name in symbols.values()]
+    taken = list(symbols.values())
     twice = next((name for name in taken if taken.count(name) > 1), None)
     if twice:
         raise WorkerError("usage", f"'{twice}' names two dimensions that the .pt2 holds apart.", "Use two names.")
@@ -281,7 +285,7 @@ def _renamed(inputs: list[Input], request: Request, own: Mapping[str, Any]) -> d
 def _aligned(name: str, said: list[Dim], dims: tuple[Dim, ...]) -> list[tuple[Dim, Dim]]:
     if len(said) != len(dims):
         raise WorkerError("usage", f"Input '{name}' has {len(dims)} dimensions in the .pt2, not {len(said)}.")
-    return list(zip(said, dims))
+    return list(zip(said, dims, strict=True))
 
 
 def _rename(symbols: dict[str, str], name: str, axis: int, said: Dim, is_: Dim) -> None:
@@ -332,9 +336,9 @@ def _program_sizes(
     inputs: list[Input], leaves: list[Any], slots: list[int], ranges: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, int]:
     sizes = example_sizes(inputs, ranges)
-    for each, slot in zip(inputs, slots):
+    for each, slot in zip(inputs, slots, strict=True):
         if leaves[slot] is not None:
-            sizes.update({d: n for d, n in zip(each.dims, leaves[slot].shape) if isinstance(d, str)})
+            sizes.update({d: n for d, n in zip(each.dims, leaves[slot].shape, strict=True) if isinstance(d, str)})
     return sizes
 
 

@@ -105,8 +105,7 @@ class TorchSource(Source):
 
 
 def _export_request(request: SourceRequest, workdir: Path) -> dict[str, Any]:
-    # An absolute path: the framework's loaders resolve relative names in ways of their own.
-    source = request.source if request.format == files.FACTORY else str(Path(request.source).absolute())
+    source = request.source if request.format == files.FACTORY else _absolute(request.source)
     return {
         "op": "export",
         "source": source,
@@ -114,13 +113,18 @@ def _export_request(request: SourceRequest, workdir: Path) -> dict[str, Any]:
         "workdir": str(workdir.absolute()),
         "inputs": {name: dataclasses.asdict(spec) for name, spec in request.inputs.items()},
         "dims": {name: dataclasses.asdict(span) for name, span in request.dims.items()},
-        "weights": request.weights,
-        "sample": request.sample,
+        "weights": request.weights and _absolute(request.weights),
+        "sample": request.sample and _absolute(request.sample),
         "opset": request.opset,
         "trust_pickle": request.trust_pickle,
         "options": dict(request.options),
         "seed": request.seed,
     }
+
+
+def _absolute(path: str) -> str:
+    """Return `path` from the root: the framework's loaders resolve relative names in ways of their own."""
+    return str(Path(path).absolute())
 
 
 def _portable(array: np.ndarray) -> np.ndarray:

@@ -205,8 +205,11 @@ def _body(node: ir.Node, definition: Any) -> ir.Function | None:
         return None
     function = onnx.FunctionProto.FromString(code)
     computed = {*function.input, *(name for inner in function.node for name in inner.output)}
-    while function.output and function.output[-1] not in computed:
-        function.output.pop()  # an optional output, left out because the node does not ask for it
+    for i, name in enumerate(function.output):
+        if name not in computed:
+            if i < len(node.outputs) and node.outputs[i].name:
+                raise CannotConvert(f"{_label(node)} has the output {i}, which its definition leaves out")
+            function.output[i] = function.output[0]  # any value will do for an output that nobody asks for
     return ir.from_proto(function)
 
 

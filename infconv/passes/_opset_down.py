@@ -197,6 +197,14 @@ def _dft_17(node: ir.Node, op: Builder) -> None:
     node.attributes.add(ir.AttrInt64("axis", axis % _rank(node)))
 
 
+def _shape_13(node: ir.Node, op: Builder) -> Sequence[ir.Value] | None:
+    start, end = take_attribute(node, "start", 0), take_attribute(node, "end")
+    if not start and end is None:
+        return None
+    ends = np.iinfo(np.int64).max if end is None else end
+    return [op.Slice(op.Shape(node.inputs[0]), np.array([start], np.int64), np.array([ends], np.int64))]
+
+
 def _mod_13(node: ir.Node, op: Builder) -> None:
     dtype = _values.dtype_of(node.inputs[0])
     if not attribute(node, "fmod", 0) and (dtype is None or dtype.is_floating_point()):
@@ -238,6 +246,7 @@ ADAPTERS: Table = {
     ("Resize", 10): _resize_10,
     ("Resize", 11): _resize_11,
     ("RoiAlign", 10): _roi_align_10,
+    ("Shape", 13): _shape_13,
     ("Slice", 1): _slice_1,
     ("Split", 11): partial(_ints_to_attribute, index=1, name="split"),
     ("Split", 13): _split_13,

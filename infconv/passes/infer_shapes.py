@@ -18,8 +18,8 @@ class InferShapes(Pass):
 
     `x: float[batch, 128, 64]` reshaped to `[-1, 64]` is `float[128*batch, 64]`. A dimension that has no name gets one
     from the value where it first appears (`x_dim_0`), so that equal sizes can be told. The declared inputs and outputs
-    of the model and of its subgraphs are interfaces and stay as they are. Declared shapes of inner values give way to what the
-    operators say, as many files carry stale ones.
+    of the model and of its subgraphs are interfaces and stay as they are. Declared shapes of inner values give way to
+    what the operators say, as many files carry stale ones.
     """
 
     def run(self, model: ir.Model, context: Context) -> int:

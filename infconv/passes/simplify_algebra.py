@@ -36,7 +36,7 @@ def _rule(name: str, match: Any, build: Any, *, floats: bool = False, since: int
 
 
 def _inverse(op: Builder, match: Match) -> ir.Value:
-    """x / c = x (1/c), which is exact for powers of two: no bit of 1/c is lost."""
+    """Return x (1/c), which is exactly x / c for powers of two: no bit of 1/c is lost."""
     divisor = match.array("c")
     mantissa, _ = np.frexp(np.abs(divisor.astype(np.float64)))
     if not np.all(mantissa == 0.5):
@@ -45,20 +45,21 @@ def _inverse(op: Builder, match: Match) -> ir.Value:
 
 
 def _times_inverse(op: Builder, match: Match) -> ir.Value:
-    """x / c = x (1/c), rounded twice instead of once."""
+    """Return x (1/c), which is x / c rounded twice instead of once."""
     divisor = match.array("c")
     wide = divisor.astype(np.float64)
     if not np.all(wide):
         raise Refuse("c is 0")
-    inverse = (1 / wide).astype(divisor.dtype)
-    smallest = float(ir.DataType.from_numpy(divisor.dtype).tiny) if divisor.dtype != np.float64 else 2.0**-1022
-    if not np.all(np.isfinite(inverse.astype(np.float64))) or np.any(np.abs(inverse.astype(np.float64)) < smallest):
+    with np.errstate(over="ignore"):
+        inverse = (1 / wide).astype(divisor.dtype)
+    size = np.abs(inverse.astype(np.float64))
+    if not np.all(np.isfinite(size)) or np.any(size < float(ir.DataType.from_numpy(divisor.dtype).tiny)):
         raise Refuse("1/c is out of range")
     return op.Mul(match.value("x"), op.const(ir.tensor(inverse, _values.dtype_of(match.value("c")))))
 
 
 def _factors(op: Builder, match: Match) -> ir.Value:
-    """a x ± b x = (a ± b) x, where one of the factors may be 1."""
+    """Return (a ± b) x for a x ± b x, where one of the factors may be absent: 1."""
     a, b = (1.0 if match[name] is None else match.array(name).astype(np.float64) for name in "ab")
     factor = np.asarray(a - b if match["node"].op_type == "Sub" else a + b)
     x = match.value("x")
@@ -135,7 +136,7 @@ _LOGIC = (
         "Not of a comparison",
         lambda op, a, b, node: op.Not(op.any(*_OPPOSITES)(a, b, _node=node)),
         _opposite,
-        since=16,
+        since=12,
     ),
     _rule(
         "Where Not",
@@ -217,15 +218,17 @@ _PRODUCTS = (
         since_opset=7,
         name="a x + x",
     ),
-    Rule(
-        match=lambda op, x, y, a, b, node, first, second: op.any("Add", "Sub")(
-            op.any("Mul", "Div")(x, op.const(a), _node=first), op.any("Mul", "Div")(y, op.const(b), _node=second),
-            _node=node,
-        ),
-        build=lambda op, x, y, a, node, first: op.call(first.op_type, op.call(node.op_type, x, y), a),
-        when=all_of(is_float, _same_number),
-        since_opset=7,
-        name="a x + a y",
+    *(
+        Rule(
+            match=lambda op, x, y, a, b, node, name=name: op.any("Add", "Sub")(
+                op.any(name)(x, op.const(a)), op.any(name)(y, op.const(b)), _node=node
+            ),
+            build=lambda op, x, y, a, node, name=name: op.call(name, op.call(node.op_type, x, y), a),
+            when=all_of(is_float, _same_number),
+            since_opset=7,
+            name=f"a x + a y of {name}",
+        )
+        for name in ("Mul", "Div")
     ),
     _rule("Sum of two", lambda op, a, b: op.Sum(a, b), lambda op, a, b: op.Add(a, b), since=8),
 )  # fmt: skip

@@ -183,6 +183,17 @@ DOWN = {
         13,
         2,
     ),
+    "a part of a shape": (
+        at(15, "(float[2, n, 4] x) => (int64[2] y) { y = Shape <start = 1> (x) }", 8),
+        at(
+            13,
+            """(float[2, n, 4] x) => (int64[2] y) <int64[1] a = {1}, int64[1] b = {9223372036854775807}>
+            { s = Shape(x) y = Slice(s, a, b) }""",
+            8,
+        ),
+        13,
+        2,
+    ),
     "an operator that did not exist": (
         at(14, "(float[3] x) => (float[3] y) { y = HardSwish(x) }"),
         at(13, "(float[3] x) => (float[3] y) { s = HardSigmoid <alpha = 0.166666667, beta = 0.5> (x) y = Mul(x, s) }"),
@@ -204,6 +215,29 @@ def test_down(name: str) -> None:
     before, after, opset, changes = DOWN[name]
     model = check_rewrite(ConvertOpset(to=opset), before, after, changes, infer=False)
     assert model.opset_imports == {"": opset}
+
+
+@pytest.mark.parametrize(
+    ("opset", "node"),
+    [
+        (24, "Swish"),
+        (20, 'Gelu <approximate = "tanh">'),
+        (18, "Mish"),
+        (17, "LayerNormalization"),
+        (14, "HardSwish"),
+    ],
+)
+def test_what_the_standard_defines_by_other_operators(opset: int, node: str) -> None:
+    scale = ", s" if node == "LayerNormalization" else ""
+    model = parse(at(opset, f"(float[2, 8] x, float[8] s) => (float[2, 8] y) {{ y = {node} (x{scale}) }}", 10))
+    original = ir.to_proto(model)
+    assert apply(ConvertOpset(to=opset - 1), model) == 2
+    assert node.split(maxsplit=1)[0] not in [n.op_type for n in model.graph]
+    after = ir.to_proto(model)
+    onnx.checker.check_model(after, full_check=True)
+    feed = random_inputs(original)
+    expected = ReferenceEvaluator(original).run(None, feed)[0]
+    np.testing.assert_allclose(ReferenceEvaluator(after).run(None, feed)[0], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_oldest_opset() -> None:

@@ -1,0 +1,260 @@
+"""Decide the type of every node, with the reason."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+
+import onnx_ir as ir
+
+from infconv.errors import InfconvError
+from infconv.passes import Context
+from infconv.quantize import _constants, _masks, _ranges, _rules
+from infconv.quantize._min_cut import INFINITE, Network
+from infconv.quantize._origins import Origin, Origins
+from infconv.quantize._ranges import MASKED, Query
+from infconv.quantize._schemas import FLOAT
+from infconv.quantize._wires import Side, Wire, Wiring, constant_tensor, is_constant
+
+_CAST = 100
+_OWN_CAST = 99
+"""A cast that the model has is kept rather than swapped for a new one, so that a second run changes nothing."""
+_ELEMENTWISE = 60
+"""Up to three elementwise nodes stay FP32 rather than between two casts."""
+_MOVEMENT = 1
+
+_TOLERATED_LOSS = 4e-3
+"""A constant may lose this share of its norm: eight times the rounding of FP16."""
+_TOLERATED_LOSS_BF16 = 3e-2
+_LOGITS = 128.0
+"""Logits from here on are rounded by up to 1/32 and more in FP16, which is an error of 3 % in a probability."""
+_HEADROOM = 0.5
+"""Samples do not show everything: values may reach this share of the format's range."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """The float type that a node computes in, and why."""
+
+    dtype: ir.DataType
+    reason: str
+
+
+@dataclasses.dataclass
+class Plan:
+    """A decision for every node that touches FP32 values, and the masks to be limited."""
+
+    decisions: dict[ir.Node, Decision]
+    clamps: dict[ir.Value, ir.TensorProtocol] = dataclasses.field(default_factory=dict[ir.Value, ir.TensorProtocol])
+    """Constant (or output of ConstantOfShape) -> what replaces it."""
+
+    def type_of(self, side: Side) -> ir.DataType:
+        """Return the float type of what a node or the border decides."""
+        if isinstance(side, ir.DataType):
+            return side
+        return self.decisions[side].dtype if side in self.decisions else FLOAT
+
+
+class Planner:
+    """Makes the plan for one model: rules first, then what the samples show, then the fewest casts."""
+
+    def __init__(self, wiring: Wiring, context: Context) -> None:
+        self._wiring = wiring
+        self._narrow = wiring.narrow
+        self._context = context
+        self._origins = Origins(wiring)
+        self._kept: dict[ir.Node, str] = {}
+        self._clamps: dict[ir.Value, ir.TensorProtocol] = {}
+
+    def plan(self, patterns: Sequence[str]) -> Plan:
+        """Return the plan. `patterns` name nodes that stay FP32: node names, fnmatch patterns, `op:Softmax`."""
+        self._keep_fixed()
+        self._keep_named(patterns)
+        for node in self._free():
+            self._keep([node], _rules.sensitive_reason(self._wiring, node, self._context.target))
+        self._keep_positions()
+        self._keep_constants()
+        if self._context.samples and self._narrow.name == "float16":
+            self._keep_ranges()
+        lowered = self._cheapest()
+        return Plan(
+            {node: self._decision(node, lowered) for node in self._wiring.nodes if self._touches(node)}, self._clamps
+        )
+
+    def _touches(self, node: ir.Node) -> bool:
+        return not is_constant(node) and any(
+            value in self._wiring.wires for value in (*node.inputs, *node.outputs) if value is not None
+        )
+
+    def _decision(self, node: ir.Node, lowered: set[ir.Node]) -> Decision:
+        if node in lowered:
+            return Decision(self._narrow.dtype, f"computes in {self._narrow.label}")
+        return Decision(FLOAT, self._kept.get(node, "its neighbours are FP32, and staying so costs fewer casts"))
+
+    def _free(self) -> list[ir.Node]:
+        return [node for node in self._wiring.nodes if node not in self._kept]
+
+    def _keep(self, nodes: Iterable[ir.Node], reason: str | None) -> None:
+        if reason is not None:
+            for node in nodes:
+                self._kept.setdefault(node, reason)
+
+    def _keep_fixed(self) -> None:
+        told: set[str] = set()
+        for node in self._wiring.nodes:
+            reason = _rules.fixed_reason(self._wiring, node, self._context.target)
+            self._keep([node], reason)
+            if reason and node.op_type in _rules.COMPUTE and node.op_type not in told and self._touches(node):
+                told.add(node.op_type)
+                self._context.notes.append(f"lower-precision: {node.op_type} '{node.name}' stays FP32: {reason}.")
+
+    def _keep_named(self, patterns: Sequence[str]) -> None:
+        for pattern in patterns:
+            operator = pattern.removeprefix("op:") if pattern.startswith("op:") else None
+            found = [
+                node
+                for node in self._wiring.nodes
+                if (fnmatchcase(node.op_type, operator) if operator else fnmatchcase(node.name or "", pattern))
+            ]
+            self._keep(found, f"named by the user ({pattern})")
+            if not found:
+                self._context.notes.append(f"lower-precision: keep '{pattern}' names no node of the model.")
+
+    def _keep_positions(self) -> None:
+        reason = (
+            f"it computes with positions, and {self._narrow.label} is exact only up to {self._narrow.exact_integers}"
+        )
+        for node in self._free():
+            floats = [value for value in node.outputs if value in self._wiring.wires]
+            if floats and node.op_type not in _rules.MOVEMENT and self._origins[floats[0]] == Origin.POSITION:
+                self._keep([node], reason)
+
+    def _keep_constants(self) -> None:
+        for wire, tensor in self._literals():
+            if not any(isinstance(use.side, ir.Node) and use.side not in self._kept for use in wire.uses):
+                continue
+            loss = _constants.examine(tensor, self._narrow)
+            if loss.overflows(self._narrow):
+                self._handle_overflow(wire.value, tensor, loss)
+            limit = _TOLERATED_LOSS if self._narrow.name == "float16" else _TOLERATED_LOSS_BF16
+            if loss.relative > limit:
+                lost = f"{loss.relative:.1%} of its norm"
+                reason = f"its constant '{wire.value.name}' is too small for {self._narrow.label}, which loses {lost}"
+                self._keep_noted((use.side for use in wire.uses), reason)
+
+    def _literals(self) -> list[tuple[Wire, ir.TensorProtocol]]:
+        """Return the constants, and the tensors that ConstantOfShape repeats."""
+        found = list(self._wiring.constants())
+        for node in self._wiring.nodes:
+            wire = self._wiring.wires.get(node.outputs[0]) if node.outputs else None
+            if node.op_type == "ConstantOfShape" and node.domain == "" and wire and "value" in node.attributes:
+                found.append((wire, node.attributes["value"].as_tensor()))
+        return found
+
+    def _handle_overflow(self, value: ir.Value, tensor: ir.TensorProtocol, loss: _constants.Loss) -> None:
+        flow = _masks.trace(value, self._wiring, self._origins)
+        if flow.nodes and flow.is_mask:
+            self._clamps[value] = _constants.clamped(tensor, self._narrow)
+            return
+        reason = f"'{value.name}' has values up to {loss.largest:.3g}, beyond the range of {self._narrow.label}"
+        producer = value.producer()
+        self._keep_noted([*flow.nodes, *([producer] if producer and flow.nodes else [])], reason)
+
+    def _keep_noted(self, sides: Iterable[Side], reason: str) -> None:
+        nodes = [side for side in sides if isinstance(side, ir.Node) and side not in self._kept]
+        if nodes:
+            self._keep(nodes, reason)
+            self._context.notes.append(f"lower-precision: {nodes[0].op_type} '{nodes[0].name}' stays FP32: {reason}.")
+
+    def _keep_ranges(self) -> None:
+        softmax = {node.inputs[0]: node for node in self._free() if node.op_type == "Softmax" and node.inputs[0]}
+        measured = [
+            wire.value for wire in self._wiring.wires.values() if wire.source is not None and self._is_top(wire.value)
+        ]
+        queries = [Query(value.name) for value in measured if value.name]
+        queries += [Query(value.name, MASKED) for value in softmax if value in measured and value.name]
+        clamps = {value.name: tensor for value, tensor in self._clamps.items() if value.name}
+        try:
+            maxima = _ranges.measure(self._wiring.model, queries, self._context.samples, clamps)
+        except InfconvError as error:
+            self._context.notes.append(f"lower-precision: no activation ranges: {error.message}")
+            return
+        for value in measured:
+            self._keep_range(self._wiring.wires[value], maxima[Query(value.name or "")])
+        for value, node in softmax.items():
+            largest = maxima.get(Query(value.name or "", MASKED), 0.0)
+            if largest > _LOGITS:
+                self._keep(
+                    self._logits(node),
+                    f"logits of '{node.name}' reach {largest:.3g}: rounding them changes probabilities",
+                )
+
+    def _is_top(self, value: ir.Value) -> bool:
+        return value.graph is self._wiring.model.graph
+
+    def _keep_range(self, wire: Wire, largest: float) -> None:
+        label = self._narrow.label
+        reason = None
+        if largest > _HEADROOM * self._narrow.largest:
+            reason = f"'{wire.value.name}' reaches {largest:.3g} on the samples, too close to the limit of {label}"
+        elif 0.0 < largest < self._narrow.smallest_normal:
+            reason = f"'{wire.value.name}' stays below {largest:.1g} on the samples, where {label} loses bits"
+        if reason and self._wiring.narrow.dtype in {wire.source, *(use.side for use in wire.uses)}:
+            self._context.notes.append(f"lower-precision: {reason}, and the model's border is {label} there.")
+        self._keep([side for side in [wire.source, *(u.side for u in wire.uses)] if isinstance(side, ir.Node)], reason)
+
+    def _logits(self, softmax: ir.Node) -> list[ir.Node]:
+        """Return `softmax` and what lies between it and the products that make its logits, these included."""
+        found, queue = {softmax: None}, [softmax]
+        while queue:
+            node = queue.pop()
+            for value in node.inputs if node.op_type not in _rules.COMPUTE else ():
+                producer = None if value is None or value not in self._wiring.wires else value.producer()
+                if producer is not None and producer not in found and self._makes_logits(producer):
+                    found[producer] = None
+                    queue.append(producer)
+        return list(found)
+
+    @staticmethod
+    def _makes_logits(node: ir.Node) -> bool:
+        return node.op_type in _rules.COMPUTE | _rules.MOVEMENT | {"Add", "Sub", "Mul", "Div"}
+
+    def _cheapest(self) -> set[ir.Node]:
+        """Return the nodes to lower: of all ways that respect what is kept, the one with the fewest casts."""
+        network = Network()
+        vertices = {node: self._vertex(node, network) for node in self._wiring.nodes}
+        sides = {FLOAT: Network.SINK, self._narrow.dtype: Network.SOURCE}
+
+        def vertex(side: Side) -> int:
+            return vertices[side] if isinstance(side, ir.Node) else sides[side]
+
+        for wire in self._wiring.wires.values():
+            if wire.source is None:
+                continue
+            uses = [vertex(use.side) for use in wire.uses]
+            network.differ([vertex(wire.source), *uses], _CAST)
+            if self._origins[wire.value] == Origin.POSITION:
+                for use in uses:  # positions that an FP32 node reads must not pass through the narrow type
+                    network.edge(vertex(wire.source), use, INFINITE)
+        chosen = network.source_side()
+        return {node for node in self._free() if vertices[node] in chosen}
+
+    def _vertex(self, node: ir.Node, network: Network) -> int:
+        if node in self._kept:
+            return Network.SINK
+        if node.op_type in _rules.COMPUTE:
+            return Network.SOURCE
+        vertex = network.vertex()
+        cost = _MOVEMENT if node.op_type in _rules.MOVEMENT else _ELEMENTWISE
+        if node.op_type == "Cast" and self._narrow.dtype in {
+            self._wiring.types.get(v) for v in (*node.inputs, *node.outputs) if v
+        }:
+            cost = _OWN_CAST
+        network.edge(Network.SOURCE, vertex, cost)
+        return vertex
+
+
+def narrow_literal(plan: Plan, value: ir.Value) -> ir.TensorProtocol:
+    """Return the FP32 tensor of a constant, limited where the plan says so."""
+    return plan.clamps.get(value) or constant_tensor(value)
