@@ -61,14 +61,15 @@ def make_reference(
     A synthetic sample that the source itself refuses (a size that its architecture does not allow) is left out and
     noted. Raises SourceError when the source ran on none.
     """
-    infos = describe_inputs(model)
+    infos = [_limited(info, source.value_limits.get(info.name)) for info in describe_inputs(model)]
+    ranges = {**source.dims, **dims}
     if sample is not None:
         inputs = load_sample(sample, infos)
         return Reference(source.producer, [Sample(Path(sample).name, inputs, source.run(inputs))])
     samples: list[Sample] = []
     notes: list[str] = []
     error: InfconvError | None = None
-    plans = [(label, make_inputs(infos, sizes, seed)) for label, sizes in size_plans(infos, dims)]
+    plans = [(label, make_inputs(infos, sizes, seed)) for label, sizes in size_plans(infos, ranges)]
     for (label, inputs), outcome in zip(plans, source.run_all([inputs for _, inputs in plans]), strict=True):
         if isinstance(outcome, InfconvError):
             error = outcome
@@ -106,6 +107,12 @@ def _describe(value: ir.Value) -> InputInfo:
     mask = "mask" in name.lower() and dtype.kind in "iubf"
     rows = _table_rows(value) if dtype.kind in "iu" else None
     return InputInfo(name, dtype, dims, 0, rows or 2, mask)
+
+
+def _limited(info: InputInfo, limit: int | None) -> InputInfo:
+    """Return `info` with integers below `limit` as well."""
+    known = info.high > 2
+    return info if limit is None else dataclasses.replace(info, high=min(info.high, limit) if known else limit)
 
 
 _INDEX_PRESERVING = {

@@ -59,6 +59,8 @@ class SourceEntry(_Strict):
     """State dict or safetensors of a `module:factory` source."""
     trust_pickle: bool = False
     """Allow a source that runs code when it is loaded."""
+    options: dict[str, Any] = {}
+    """Options of the frontend, e.g. `dtype: auto` for a Hugging Face folder."""
     python: str | None = None
     """The interpreter in which the source's framework is installed."""
 

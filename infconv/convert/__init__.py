@@ -63,5 +63,6 @@ def _request(spec: PipelineSpec, format: str) -> SourceRequest:
         sample=spec.sample,
         trust_pickle=entry.trust_pickle,
         python=entry.python,
+        options=entry.options,
         seed=spec.seed,
     )

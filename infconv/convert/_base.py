@@ -84,6 +84,10 @@ class Source(ABC):
     """The roads an exporter tried: {road, ok, seconds, error}."""
     versions: Mapping[str, str] = {}
     """Package name -> version, as used by the frontend."""
+    dims: Mapping[str, DimRange] = {}
+    """Dynamic dimension -> the sizes that the model takes, where the framework knows them."""
+    value_limits: Mapping[str, int] = {}
+    """Input name -> its integers stay below this (the size of a vocabulary), where the framework knows it."""
 
     @abstractmethod
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -62,12 +62,8 @@ class TorchSource(Source):
         self.notes = answer["notes"]
         self.attempts = answer["attempts"]
         self.versions = answer["versions"]
-        self.value_limits: dict[str, int] = {i["name"]: i["high"] for i in answer["inputs"] if i["high"] is not None}
-        """Input name -> integers of that input stay below this (vocabulary size), where the model tells it."""
-        self.dims: dict[str, DimRange] = {
-            name: DimRange(low, None, high) for name, (low, high) in answer["dims"].items()
-        }
-        """Dynamic dimension -> the sizes that the export holds for, where the exporter found them."""
+        self.value_limits = {i["name"]: i["high"] for i in answer["inputs"] if i["high"] is not None}
+        self.dims = {name: DimRange(low, None, high) for name, (low, high) in answer["dims"].items()}
         self.output_types: dict[str, str] = {}
         """Output name -> the type that the model computed, such as bfloat16; known after the first `run`."""
         self._worker = worker
