@@ -13,7 +13,7 @@ from infconv.quantize._wires import Use, Wire, Wiring, constant_tensor
 
 
 def apply(wiring: Wiring, plan: Plan) -> int:
-    """Give every node the type that `plan` decides and return the number of changes: nodes lowered and casts.
+    """Give every node the type that `plan` decides; return how many nodes were lowered, masks limited, casts set.
 
     Whatever the plan says, the result is valid: values that an operator's schema holds in FP32 stay so, and a cast
     (one for each value and type) stands wherever writer and reader differ.
@@ -63,7 +63,8 @@ class _Application:
                 self._split(wire)
             else:
                 self._cast(wire, self._plan.type_of(wire.source))
-        return len(lowered) + self._inserted + remove_casts_to_same_type(self._wiring.model)
+        removed = remove_casts_to_same_type(self._wiring.model)
+        return len(lowered) + len(self._plan.clamps) + self._inserted + removed
 
     def _is_lowered(self, node: ir.Node) -> bool:
         return self._plan.type_of(node) == self._narrow.dtype and self._wiring.is_lowerable(node)

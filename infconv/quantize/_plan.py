@@ -15,7 +15,7 @@ from infconv.quantize._min_cut import INFINITE, Network
 from infconv.quantize._origins import Origin, Origins
 from infconv.quantize._ranges import MASKED, Query
 from infconv.quantize._schemas import FLOAT
-from infconv.quantize._wires import Side, Wire, Wiring, constant_tensor, is_constant
+from infconv.quantize._wires import Side, Wire, Wiring, is_constant
 
 _CAST = 100
 _OWN_CAST = 99
@@ -253,8 +253,3 @@ class Planner:
             cost = _OWN_CAST
         network.edge(Network.SOURCE, vertex, cost)
         return vertex
-
-
-def narrow_literal(plan: Plan, value: ir.Value) -> ir.TensorProtocol:
-    """Return the FP32 tensor of a constant, limited where the plan says so."""
-    return plan.clamps.get(value) or constant_tensor(value)

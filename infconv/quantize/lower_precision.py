@@ -40,7 +40,7 @@ class LowerPrecision(Pass):
         return Planner(self._wiring(model), context).plan(self.keep)
 
     def run(self, model: ir.Model, context: Context) -> int:
-        """Lower `model` in place and return the number of nodes lowered and casts inserted or removed.
+        """Lower `model` in place and return the number of nodes lowered, masks limited and casts set or removed.
 
         Raises UnsupportedError when the model's opset has no casts to the narrow type.
         """

@@ -77,7 +77,8 @@ def weight(*shape: int, scale: float = 1.0) -> str:
     return ", ".join(f"{v:.6g}" for v in values.ravel())
 
 
-MATMUL = f"""m (float[n, 4] x) => (float[n, 4] y) <float[4, 4] w = {{{weight(4, 4)}}}> {{ y = MatMul(x, w) }}"""
+W = f"float[4, 4] w = {{{weight(4, 4)}}}"
+MATMUL = f"""m (float[n, 4] x) => (float[n, 4] y) <{W}> {{ y = MatMul(x, w) }}"""
 
 
 # --- the border ------------------------------------------------------------------------------------------------------
@@ -104,7 +105,7 @@ def test_io_follow_gives_fp16_inputs_and_outputs() -> None:
 
 
 def test_an_output_that_is_also_read_keeps_its_name_and_type() -> None:
-    text = f"""m (float[n, 4] x) => (float[n, 4] y, float[n, 4] z) <float[4, 4] w = {{{weight(4, 4)}}}>
+    text = f"""m (float[n, 4] x) => (float[n, 4] y, float[n, 4] z) <{W}>
                {{ y = MatMul(x, w)  z = MatMul(y, w) }}"""
     model = check_close(text)
     assert operators(model) == ["Cast", "MatMul", "Cast", "MatMul", "Cast"]
@@ -112,20 +113,18 @@ def test_an_output_that_is_also_read_keeps_its_name_and_type() -> None:
 
 
 def test_an_input_that_is_an_output_stays_as_it_is() -> None:
-    model, _ = lower(
-        f"m (float[n, 4] x) => (float[n, 4] x, float[n, 4] y) <float[4, 4] w = {{{weight(4, 4)}}}> {{ y = MatMul(x, w) }}"
-    )
+    model, _ = lower(f"m (float[n, 4] x) => (float[n, 4] x, float[n, 4] y) <{W}> {{ y = MatMul(x, w) }}")
     assert model.graph.outputs[0] is model.graph.inputs[0]
 
 
 def test_an_initializer_that_is_an_output_stays_fp32_beside_its_narrow_copy() -> None:
-    text = f"m (float[n, 4] x) => (float[n, 4] y, float[4, 4] w) <float[4, 4] w = {{{weight(4, 4)}}}> {{ y = MatMul(x, w) }}"
+    text = f"m (float[n, 4] x) => (float[n, 4] y, float[4, 4] w) <{W}> {{ y = MatMul(x, w) }}"
     model = check_close(text)
     assert {name: v.dtype for name, v in model.graph.initializers.items()} == {"w": FP32, "w_float16": HALF}
 
 
 def test_a_default_of_an_input_follows_it() -> None:
-    text = f"m (float[2, 4] x, float[4, 4] w) => (float[2, 4] y) <float[4, 4] w = {{{weight(4, 4)}}}> {{ y = MatMul(x, w) }}"
+    text = f"m (float[2, 4] x, float[4, 4] w) => (float[2, 4] y) <{W}> {{ y = MatMul(x, w) }}"
     model, _ = lower(text, LowerPrecision(io="follow"))
     default = model.graph.initializers["w"].const_value
     assert default is not None
@@ -172,7 +171,8 @@ def test_the_types_of_every_opset_are_respected(opset: int, dtype: Literal["floa
 def test_scales_of_resize_and_boxes_of_non_max_suppression_stay_fp32() -> None:
     model, _ = lower(
         f"""m (float[1, 3, 4, 4] x, float[1, 6, 4] boxes) => (float[1, 2, 8, 8] y, int64[k, 3] kept)
-            <float[2, 3, 1, 1] w = {{{weight(2, 3, 1, 1)}}}, float[4] scales = {{1, 1, 2, 2}}, int64[3] to = {{1, 2, -1}}>
+            <float[2, 3, 1, 1] w = {{{weight(2, 3, 1, 1)}}}, float[4] scales = {{1, 1, 2, 2}},
+                int64[3] to = {{1, 2, -1}}>
             {{ c = Conv(x, w)
                y = Resize<mode="linear">(c, , scales)
                f = Reshape(c, to)
@@ -189,7 +189,7 @@ def test_scales_of_resize_and_boxes_of_non_max_suppression_stay_fp32() -> None:
 
 
 def test_top_k_and_arg_max_give_the_same_indices() -> None:
-    text = f"""m (float[n, 4] x) => (int64[n, 2] i, int64[n, 1] j) <float[4, 4] w = {{{weight(4, 4)}}}, int64[1] k = {{2}}>
+    text = f"""m (float[n, 4] x) => (int64[n, 2] i, int64[n, 1] j) <{W}, int64[1] k = {{2}}>
                {{ h = MatMul(x, w)  v, i = TopK(h, k)  j = ArgMax<axis=-1>(h) }}"""
     model = check_close(text)
     assert operators(model) == ["Cast", "MatMul", "TopK", "ArgMax"]
@@ -197,7 +197,7 @@ def test_top_k_and_arg_max_give_the_same_indices() -> None:
 
 def test_attributes_that_name_a_type_follow() -> None:
     model, _ = lower(
-        f"""m (float[4, 4] x, int64[2] shape) => (float[4, 4] y) <float[4, 4] w = {{{weight(4, 4)}}}>
+        f"""m (float[4, 4] x, int64[2] shape) => (float[4, 4] y) <{W}>
             {{ h = MatMul(x, w)
                r = RandomNormal<shape=[4, 4]>()
                u = RandomUniformLike<dtype=1>(h)
@@ -232,7 +232,7 @@ def test_quantized_weights_are_dequantized_to_fp16_and_scales_agree() -> None:
 def test_other_domains_functions_and_double_are_left_alone() -> None:
     proto = onnx.parser.parse_model(
         '<ir_version: 10, opset_import: ["" : 20, "local" : 1, "com.microsoft" : 1]>'
-        f"""m (float[4, 4] x, double[4, 4] d) => (float[4, 4] y, double[4, 4] e) <float[4, 4] w = {{{weight(4, 4)}}}>
+        f"""m (float[4, 4] x, double[4, 4] d) => (float[4, 4] y, double[4, 4] e) <{W}>
             {{ a = MatMul(x, w)
                b = local.Twice(a)
                c = com.microsoft.FastGelu(b)
@@ -278,7 +278,8 @@ def test_an_rms_norm_whose_squares_overflow_fp16_stays_right() -> None:
 
 
 def test_layer_normalization_computes_in_fp32_inside_whatever_its_activations_are() -> None:
-    text = f"""m (float[2, 8] x) => (float[2, 8] y) <float[8, 8] w = {{{weight(8, 8)}}}, float[8] one = {{1,1,1,1,1,1,1,1}}>
+    text = f"""m (float[2, 8] x) => (float[2, 8] y)
+               <float[8, 8] w = {{{weight(8, 8)}}}, float[8] one = {{1,1,1,1,1,1,1,1}}>
                {{ h = MatMul(x, w)  n = LayerNormalization(h, one)  y = MatMul(n, w) }}"""
     model = check_close(text, {"x": np.random.default_rng(0).normal(size=(2, 8)).astype(np.float32) * 5000})
     assert operators(model) == ["Cast", "MatMul", "LayerNormalization", "MatMul", "Cast"]
@@ -295,7 +296,7 @@ def test_layer_normalization_computes_in_fp32_inside_whatever_its_activations_ar
     ],
 )
 def test_sensitive_operators_stay_fp32_with_their_reason(node: str, reason: str) -> None:
-    text = f"""m (float[4, 4] x) => (float[4, 4] y) <float[4, 4] w = {{{weight(4, 4)}}}, float one = {{1}}>
+    text = f"""m (float[4, 4] x) => (float[4, 4] y) <{W}, float one = {{1}}>
                {{ h = MatMul(x, w)  s = {node}  y = MatMul(s, w) }}""".replace("ReduceSum(h)", "CumSum(h, axis)")
     text = text.replace("float one = {1}", "float one = {1}, int64 axis = {0}")
     assert reason in reasons(text)["s"]
@@ -304,7 +305,7 @@ def test_sensitive_operators_stay_fp32_with_their_reason(node: str, reason: str)
 
 def test_positions_stay_fp32_up_to_the_rotation() -> None:
     text = f"""m (float[1, 3, 4] x, int64[1, 3] ids) => (float[1, 3, 4] y)
-        <float[4, 4] w = {{{weight(4, 4)}}}, float[1, 4] frequencies = {{1, 0.1, 0.01, 0.001}}, int64[1] last = {{-1}}>
+        <{W}, float[1, 4] frequencies = {{1, 0.1, 0.01, 0.001}}, int64[1] last = {{-1}}>
         {{ positions = Cast<to=1>(ids)
            column = Unsqueeze(positions, last)
            angles = MatMul(column, frequencies)
@@ -319,7 +320,7 @@ def test_positions_stay_fp32_up_to_the_rotation() -> None:
 
 
 def test_a_cast_of_integers_goes_straight_to_fp16() -> None:
-    text = f"""m (float[2, 4] x, int64[2, 4] mask) => (float[2, 4] y) <float[4, 4] w = {{{weight(4, 4)}}}>
+    text = f"""m (float[2, 4] x, int64[2, 4] mask) => (float[2, 4] y) <{W}>
                {{ h = MatMul(x, w)  f = Cast<to=1>(mask)  p = Mul(h, f)  y = MatMul(p, w) }}"""
     model = check_close(text)
     assert types(model)["f"] == "FLOAT16"
@@ -327,7 +328,7 @@ def test_a_cast_of_integers_goes_straight_to_fp16() -> None:
 
 
 def test_a_cast_to_the_same_type_is_never_left() -> None:
-    text = f"""m (float[2, 4] x) => (float[2, 4] y) <float[4, 4] w = {{{weight(4, 4)}}}>
+    text = f"""m (float[2, 4] x) => (float[2, 4] y) <{W}>
                {{ a = Cast<to=1>(x)  b = Cast<to=10>(a)  c = Cast<to=1>(b)  h = MatMul(c, w)  y = Cast<to=1>(h) }}"""
     model = check_close(text)
     assert [(n.op_type, n.attributes["to"].as_int()) for n in model.graph if n.op_type == "Cast"] == [
@@ -337,7 +338,7 @@ def test_a_cast_to_the_same_type_is_never_left() -> None:
 
 
 def test_the_user_keeps_nodes_by_name_pattern_and_operator() -> None:
-    text = f"""m (float[4, 4] x) => (float[4, 4] y) <float[4, 4] w = {{{weight(4, 4)}}}>
+    text = f"""m (float[4, 4] x) => (float[4, 4] y) <{W}>
                {{ [first] a = MatMul(x, w)  [block_1_fc] b = MatMul(a, w)  c = Tanh(b)  y = MatMul(c, w) }}"""
     context = Context()
     kept = reasons(text, context, LowerPrecision(keep=("first", "block_*_fc", "op:Tanh", "typo")))
@@ -353,7 +354,7 @@ def test_the_user_keeps_nodes_by_name_pattern_and_operator() -> None:
 
 
 def test_a_weight_beyond_the_range_keeps_its_reader_in_fp32() -> None:
-    text = f"""m (float[n, 4] x) => (float[n, 4] y) <float[4, 4] w = {{{weight(4, 4)}}}, float[4, 4] big = {{{weight(4, 4, scale=1e5)}}}>
+    text = f"""m (float[n, 4] x) => (float[n, 4] y) <{W}, float[4, 4] big = {{{weight(4, 4, scale=1e5)}}}>
                {{ h = MatMul(x, w)  y = MatMul(h, big) }}"""
     context = Context()
     assert "'big' has values up to" in reasons(text, context)["y"]
@@ -364,24 +365,22 @@ def test_a_weight_beyond_the_range_keeps_its_reader_in_fp32() -> None:
 
 
 def test_a_weight_that_vanishes_keeps_its_reader_in_fp32() -> None:
-    text = f"""m (float[n, 4] x) => (float[n, 4] y) <float[4, 4] w = {{{weight(4, 4)}}}, float[4, 4] tiny = {{{weight(4, 4, scale=1e-8)}}}>
+    text = f"""m (float[n, 4] x) => (float[n, 4] y) <{W}, float[4, 4] tiny = {{{weight(4, 4, scale=1e-8)}}}>
                {{ h = MatMul(x, w)  y = MatMul(h, tiny) }}"""
     assert "'tiny' is too small for FP16" in reasons(text)["y"]
     check_close(text)
 
 
 def test_a_few_vanishing_elements_do_not_matter() -> None:
-    lower_text = MATMUL.replace(weight(4, 4), weight(4, 4) + "")
-    values = weight(4, 4).split(", ")
-    values[3] = "1e-9"
-    model, _ = lower(lower_text.replace(weight(4, 4), ", ".join(values)))
+    model, _ = lower(MATMUL.replace(weight(4, 4).split(", ")[3], "1e-9"))
     assert types(model)["y_float16"] == "FLOAT16"
 
 
 def test_a_constant_of_both_types_is_cast_once_and_tied_weights_stay_tied() -> None:
-    text = f"""m (float[4, 4] x) => (float[4, 4] y) <float[4, 4] w = {{{weight(4, 4)}}}>
+    text = f"""m (float[4, 4] x) => (float[4, 4] y) <{W}>
                {{ k = Constant<value = float[4] {{1, 2, 3, 4}}>()
-                  a = MatMul(x, w)  b = MatMul(a, w)  c = Add(b, k)  d = Pow(c, k)  e = Exp(w)  f = Mul(d, e)  y = MatMul(f, w) }}"""
+                  a = MatMul(x, w)  b = MatMul(a, w)  c = Add(b, k)
+                  d = Pow(c, k)  e = Exp(w)  f = Mul(d, e)  y = MatMul(f, w) }}"""
     model, _ = lower(text)
     assert {name: v.dtype for name, v in model.graph.initializers.items()} == {"w": FP32, "w_float16": HALF}
     assert operators(model).count("Constant") == 2
@@ -391,7 +390,7 @@ def test_a_constant_of_both_types_is_cast_once_and_tied_weights_stay_tied() -> N
 
 def attention(mask: str, constant: str = "-3.4028235e38") -> str:
     return f"""m (float[2, 4] x, bool[2, 2] seen, int64[2, 2] padding) => (float[2, 4] y)
-        <float[4, 4] w = {{{weight(4, 4)}}}, float zero = {{0}}, float one = {{1}}, float huge = {{{constant}}}>
+        <{W}, float zero = {{0}}, float one = {{1}}, float huge = {{{constant}}}>
         {{ q = MatMul(x, w)
            t = Transpose(q)
            raw = MatMul(q, t)
@@ -427,37 +426,31 @@ def test_huge_masks_are_limited_and_rows_without_any_key_are_no_nan(mask: str, s
         assert types(model)["bias"] == types(model)["scores"] == "FLOAT16"
 
 
+MASKED = {
+    "x": np.eye(2, 4, dtype=np.float32),
+    "seen": np.array([[True, False], [False, True]]),
+    "padding": np.ones((2, 2), np.int64),
+}
+
+
 def test_an_infinite_mask_stays_infinite() -> None:
-    text = attention(SELECT).replace("float huge = {-3.4028235e38}", "float huge")
     proto = ir.to_proto(parse(attention(SELECT)))
-    next(t for t in proto.graph.initializer if t.name == "huge").CopyFrom(
-        onnx.numpy_helper.from_array(np.array(-np.inf, np.float32), "huge")
-    )
+    huge = next(tensor for tensor in proto.graph.initializer if tensor.name == "huge")
+    huge.CopyFrom(onnx.numpy_helper.from_array(np.array(-np.inf, np.float32), "huge"))
     model, after = lower(ir.from_proto(proto))
-    assert "huge" in text
-    inputs = {
-        "x": np.eye(2, 4, dtype=np.float32),
-        "seen": np.array([[1, 0], [0, 1]], bool),
-        "padding": np.ones((2, 2), int),
-    }
-    np.testing.assert_allclose(run(after, inputs)["y"], run(proto, inputs)["y"], atol=1e-2)
+    np.testing.assert_allclose(run(after, MASKED)["y"], run(proto, MASKED)["y"], atol=1e-2)
     assert types(model)["scores"] == "FLOAT16"
 
 
 def test_a_mask_that_an_output_shows_is_not_changed() -> None:
     text = attention(WHERE).replace("=> (float[2, 4] y)", "=> (float[2, 4] y, float[2, 2] bias)")
-    inputs = {
-        "x": np.eye(2, 4, dtype=np.float32),
-        "seen": np.array([[1, 0], [0, 1]], bool),
-        "padding": np.ones((2, 2), int),
-    }
     _, after = lower(text)
-    assert run(after, inputs)["bias"].min() == np.finfo(np.float32).min
+    assert run(after, MASKED)["bias"].min() == np.finfo(np.float32).min
     assert "beyond the range" in reasons(text)["bias"]
 
 
 def test_the_bounds_of_a_clip_saturate() -> None:
-    text = f"""m (float[n, 4] x) => (float[n, 4] y) <float[4, 4] w = {{{weight(4, 4)}}}, float low = {{0}}, float high = {{3.4e38}}>
+    text = f"""m (float[n, 4] x) => (float[n, 4] y) <{W}, float low = {{0}}, float high = {{3.4e38}}>
                {{ h = MatMul(x, w)  c = Clip(h, low, high)  y = MatMul(c, w) }}"""
     model = check_close(text)
     assert types(model)["c"] == "FLOAT16"
@@ -467,7 +460,8 @@ def test_the_bounds_of_a_clip_saturate() -> None:
 
 
 def test_activations_beyond_the_range_keep_their_nodes_in_fp32() -> None:
-    text = f"""m (float[2, 4] x) => (float[2, 4] y) <float[4, 4] w = {{{", ".join(["0.5"] * 16)}}}, float k = {{0.0001}}>
+    text = f"""m (float[2, 4] x) => (float[2, 4] y)
+               <float[4, 4] w = {{{", ".join(["0.5"] * 16)}}}, float k = {{0.0001}}>
                {{ a = MatMul(x, w)  b = MatMul(a, w)  c = Mul(b, k)  d = MatMul(c, w)  y = MatMul(d, w) }}"""
     x = np.full((2, 4), 20000.0, np.float32)
     kept = reasons(text, Context(samples=[{"x": x}]))
@@ -499,7 +493,7 @@ def test_a_sample_that_does_not_fit_is_said() -> None:
 
 
 def test_a_residual_chain_around_a_kept_node_has_the_fewest_casts() -> None:
-    text = f"""m (float[2, 4] x) => (float[2, 4] y) <float[4, 4] w = {{{weight(4, 4)}}}, int64[2] s = {{4, 2}}, int64[2] r = {{2, 4}}>
+    text = f"""m (float[2, 4] x) => (float[2, 4] y) <{W}, int64[2] s = {{4, 2}}, int64[2] r = {{2, 4}}>
                {{ a = MatMul(x, w)
                   e = Exp(a)
                   f = Reshape(e, s)
@@ -514,8 +508,9 @@ def test_a_residual_chain_around_a_kept_node_has_the_fewest_casts() -> None:
 
 
 def test_one_cast_serves_all_readers() -> None:
-    text = f"""m (float[2, 4] x) => (float[2, 4] y) <float[4, 4] w = {{{weight(4, 4)}}}>
-               {{ a = MatMul(x, w)  b = Exp(a)  c = Log(a)  d = CumSum(a, zero)  e = Add(b, c)  f = Add(e, d)  y = MatMul(f, w) }}"""
+    text = f"""m (float[2, 4] x) => (float[2, 4] y) <{W}>
+               {{ a = MatMul(x, w)  b = Exp(a)  c = Log(a)
+                  d = CumSum(a, zero)  e = Add(b, c)  f = Add(e, d)  y = MatMul(f, w) }}"""
     model, _ = lower(text.replace("float[4, 4] w", "int64 zero = {0}, float[4, 4] w"))
     assert operators(model).count("Cast") == 4
 
@@ -534,7 +529,7 @@ def test_the_minimum_cut_is_the_largest_of_the_cheapest() -> None:
 
 
 def test_both_branches_of_an_if_are_lowered() -> None:
-    text = f"""m (float[2, 4] x, bool c) => (float[2, 4] y) <float[4, 4] w = {{{weight(4, 4)}}}>
+    text = f"""m (float[2, 4] x, bool c) => (float[2, 4] y) <{W}>
         {{ h = MatMul(x, w)
            i = If (c) <then_branch = t () => (float[2, 4] p) {{ p = MatMul(h, w) }},
                        else_branch = e () => (float[2, 4] q) {{ q = Exp(h) }}>
@@ -546,7 +541,8 @@ def test_both_branches_of_an_if_are_lowered() -> None:
 
 
 def test_a_loop_carries_one_type() -> None:
-    text = f"""m (float[2, 4] x) => (float[2, 4] y, float[k, 2, 4] all) <float[4, 4] w = {{{weight(4, 4, scale=0.3)}}}, int64 n = {{3}}, bool go = {{1}}>
+    text = f"""m (float[2, 4] x) => (float[2, 4] y, float[k, 2, 4] all)
+               <float[4, 4] w = {{{weight(4, 4, scale=0.3)}}}, int64 n = {{3}}, bool go = {{1}}>
         {{ h = MatMul(x, w)
            last, all = Loop (n, go, h) <body = b (int64 i, bool cin, float[2, 4] carried)
                 => (bool cout, float[2, 4] next, float[2, 4] out)
@@ -560,7 +556,8 @@ def test_a_loop_carries_one_type() -> None:
 
 
 def test_a_scan_in_fp32_is_valid_around_lowered_nodes() -> None:
-    text = f"""m (float[3, 4] x) => (float[4] y, float[3, 4] z) <float[4, 4] w = {{{weight(4, 4, scale=0.3)}}}, float[4] zero = {{0, 0, 0, 0}}>
+    text = f"""m (float[3, 4] x) => (float[4] y, float[3, 4] z)
+               <float[4, 4] w = {{{weight(4, 4, scale=0.3)}}}, float[4] zero = {{0, 0, 0, 0}}>
         {{ h = MatMul(x, w)
            last, z = Scan<num_scan_inputs = 1, body = b (float[4] s, float[4] e) => (float[4] next, float[4] o)
                 {{ a = MatMul(e, w)  next = Add(s, a)  o = Identity(next) }}>(zero, h)
