@@ -22,8 +22,8 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 TOOLS = {
-    "infconv": "import infconv; infconv.save(infconv.optimize(i), o)",
-    "infconv-ort": "import infconv; infconv.save(infconv.optimize(i, target='onnxruntime'), o)",
+    "infconv": "import infconv; infconv.save(infconv.optimize(i, level='extended'), o)",
+    "infconv-ort": "import infconv; infconv.save(infconv.optimize(i, target='onnxruntime', level='extended'), o)",
     "onnxsim": "import onnx, onnxsim; onnx.save(onnxsim.simplify(i)[0], o)",
     "onnxslim": "import onnxslim; onnxslim.slim(i, o)",
     "onnxscript": "import onnx, onnxscript.optimizer as s; onnx.save(s.optimize(onnx.load(i)), o)",
@@ -109,7 +109,11 @@ def measure(source: Path, tools: Sequence[str], with_latency: bool, runs: int, f
 def table(rows: dict[str, Any], tools: Sequence[str]) -> str:
     """Return the Markdown tables: nodes, CPU seconds, peak memory, latency."""
     parts: list[str] = []
-    for title, key, form in (("Nodes left", "nodes", "{:.0f}"), ("CPU s", "cpu", "{:.1f}"), ("Peak MB", "peak_mb", "{:.0f}")):
+    for title, key, form in (
+        ("Nodes left", "nodes", "{:.0f}"),
+        ("CPU s", "cpu", "{:.1f}"),
+        ("Peak MB", "peak_mb", "{:.0f}"),
+    ):
         parts += [f"### {title}\n", f"| model | MB | before | {' | '.join(tools)} |", "|---" * (len(tools) + 3) + "|"]
         for name, row in rows.items():
             cells = [form.format(row["tools"][t][key]) if key in row["tools"][t] else "failed" for t in tools]
@@ -118,7 +122,11 @@ def table(rows: dict[str, Any], tools: Sequence[str]) -> str:
     timed = {name: row for name, row in rows.items() if "latency_ms" in row}
     if timed:
         columns = ["source", *tools]
-        parts += ["### Latency in ONNX Runtime, ms\n", f"| model | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+        parts += [
+            "### Latency in ONNX Runtime, ms\n",
+            f"| model | {' | '.join(columns)} |",
+            "|---" * (len(columns) + 1) + "|",
+        ]
         for name, row in timed.items():
             cells = [f"{row['latency_ms'][c]:.2f}" if c in row["latency_ms"] else "-" for c in columns]
             parts.append(f"| {name} | {' | '.join(cells)} |")
@@ -135,7 +143,11 @@ def main() -> None:
     arguments = parser.parse_args()
     if not list(arguments.models.glob("*.onnx")):
         subprocess.run([sys.executable, str(HERE / "zoo.py"), str(arguments.models), *arguments.only], check=True)
-    files = [f for f in sorted(arguments.models.glob("*.onnx")) if not arguments.only or f.name.split(".")[0] in arguments.only]
+    files = [
+        f
+        for f in sorted(arguments.models.glob("*.onnx"))
+        if not arguments.only or f.name.split(".")[0] in arguments.only
+    ]
     rows: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         for source in files:

@@ -86,7 +86,7 @@ def small_model(folder: Path) -> Path:
     """Write a one-node ONNX file."""
     import onnx
 
-    text = 'm (float[batch, 8] x) => (float[batch, 8] y) { y = Relu(x) }'
+    text = "m (float[batch, 8] x) => (float[batch, 8] y) { y = Relu(x) }"
     path = folder / "small.onnx"
     onnx.save(onnx.parser.parse_model('<ir_version: 9, opset_import: ["" : 17]>' + text), path)
     return path
@@ -110,12 +110,23 @@ def main() -> None:
         print(f"{what:<58} {figure:>10}   {goal}")
     results = HERE / "results"
     results.mkdir(exist_ok=True)
-    (results / "spine.json").write_text(json.dumps([dict(zip(("what", "figure", "goal"), r, strict=True)) for r in rows]))
+    (results / "spine.json").write_text(
+        json.dumps([dict(zip(("what", "figure", "goal"), r, strict=True)) for r in rows])
+    )
 
 
 def compare_with_bare(infconv: list[str], model: str, folder: Path) -> list[tuple[str, str, str]]:
     """Return the overhead over torch.onnx.export and the peaks, for one model."""
-    ours = [*infconv, "convert", f"models:{model}", *INPUTS[model], "-o", str(folder / f"{model}.onnx"), "--verify", "off"]
+    ours = [
+        *infconv,
+        "convert",
+        f"models:{model}",
+        *INPUTS[model],
+        "-o",
+        str(folder / f"{model}.onnx"),
+        "--verify",
+        "off",
+    ]
     verified = [word for word in ours if word not in ("--verify", "off")]
     bare = [sys.executable, "-c", BARE, model, str(folder / "bare.onnx")]
     ours_cpu, verified_cpu, bare_cpu = median([ours, verified, bare])

@@ -1,6 +1,6 @@
 """Real architectures with seeded random weights, exported to ONNX: the files that the benchmarks run on.
 
-    python benchmarks/zoo.py FOLDER [NAME ...]      # writes NAME.raw.onnx (optimize=False) and NAME.default.onnx
+python benchmarks/zoo.py FOLDER [NAME ...]      # writes NAME.raw.onnx (optimize=False) and NAME.default.onnx
 """
 
 from __future__ import annotations
@@ -93,7 +93,12 @@ def _llama() -> tuple[Any, tuple[Any, ...]]:
     import transformers as t
 
     config = t.LlamaConfig(
-        hidden_size=512, intermediate_size=1376, num_hidden_layers=8, num_attention_heads=8, vocab_size=8000, use_cache=False
+        hidden_size=512,
+        intermediate_size=1376,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        vocab_size=8000,
+        use_cache=False,
     )
     return _text("LlamaModel", config)
 

@@ -104,7 +104,7 @@ def _show_why(name: str | None, path: str, json: bool) -> None:
     if name is None:
         raise UsageError("--why needs the pass's name.", "Example: infconv passes fuse-gelu --why model.onnx")
     model, context = load(path), Context(why=[])
-    for step in resolve(["basic"]):
+    for step in resolve(["prepare"]):
         _run_quietly(step, model)
     changes = make_pass(name, {}).run(model, context)
     reasons = [plain(refusal) for refusal in context.why or []]

@@ -142,7 +142,7 @@ def optimize(
 ) -> ir.Model:
     """Return an optimised copy of `model`; nothing is written and nothing verified.
 
-    `level`: `basic` is legal everywhere, `extended` adds the target's fusions, `all` adds what is not always smaller.
+    `level`: `basic` keeps the operators, `extended` is the target's default, `all` adds what is not always faster.
     """
     from infconv.model import to_ir
     from infconv.observe import Observers
@@ -152,13 +152,13 @@ def optimize(
     from infconv.steps import resolve
 
     target = ALIASES.get(target, target)
-    graph, _ = run_steps(resolve([level_steps(target, level)]), to_ir(model), Context(target=target), Observers())
+    graph, _ = run_steps(resolve(level_steps(target, level)), to_ir(model), Context(target=target), Observers())
     return graph
 
 
-def level_steps(target: str, level: str) -> str:
-    """Return the name of the shipped pipeline for a level: `basic` is the same for all targets."""
-    return {"basic": "basic", "extended": target, "all": target}[level]
+def level_steps(target: str, level: str) -> list[StepItem]:
+    """Return the shipped pipelines that make up a level: `basic` is the same for all targets."""
+    return {"basic": ["basic"], "extended": [target], "all": [target, "all"]}[level]
 
 
 def load(path: PathLike) -> ir.Model:
