@@ -61,6 +61,18 @@ def _subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
     return found
 
 
+def inner_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Yield the tensors in attributes and subgraphs, those of functions included."""
+    for nodes in (proto.graph.node, *(function.node for function in proto.functions)):
+        for node in _nodes(nodes):
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    yield attribute.t
+                yield from attribute.tensors
+            for graph in _subgraphs(node):
+                yield from graph.initializer
+
+
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     yield graph
     for node in _nodes(graph.node):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import infconv._onnx_ir  # pyright: ignore[reportUnusedImport]  (must come before the first import of onnx_ir)
 from infconv import _protobuf
-from infconv._normalise import normalise, restore_types
+from infconv._normalise import inner_tensors, normalise, restore_types
 from infconv.errors import ResourceError, SourceError
 
 if TYPE_CHECKING:
@@ -310,6 +310,17 @@ def _refer(tensor: onnx.TensorProto, location: str, offset: int, length: int) ->
         entry.value = str(values[entry.key])
 
 
+def _is_mapped(tensor: onnx.TensorProto) -> bool:
+    return any(entry.key == "location" and entry.value == _protobuf.MAPPED for entry in tensor.external_data)
+
+
+def _empty(tensor: onnx.TensorProto) -> None:
+    """Make a stand-in a tensor of no elements, which needs no data; the checker does not look at sizes."""
+    for name in ("data_location", "external_data", "dims"):
+        tensor.ClearField(name)
+    tensor.dims.append(0)
+
+
 def check(model: ir.Model) -> None:
     """Raise SourceError with the checker's words when `model` is not valid ONNX. Weights are not copied."""
     check_proto(skeleton(model).proto)
@@ -329,6 +340,9 @@ def check_proto(proto: onnx.ModelProto) -> None:
             checkable.graph.input.append(info)
     del checkable.graph.initializer[:]
     checkable.graph.initializer.extend(kept)
+    for tensor in inner_tensors(checkable):
+        if _is_mapped(tensor):
+            _empty(tensor)
     try:
         onnx.checker.check_model(checkable)
     except onnx.checker.ValidationError as error:

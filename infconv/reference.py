@@ -66,23 +66,31 @@ def make_reference(
     if sample is not None:
         inputs = load_sample(sample, infos)
         return Reference(source.producer, [Sample(Path(sample).name, inputs, source.run(inputs))])
-    samples: list[Sample] = []
-    notes: list[str] = []
-    error: InfconvError | None = None
-    plans = [(label, make_inputs(infos, sizes, seed)) for label, sizes in size_plans(infos, ranges)]
-    for (label, inputs), outcome in zip(plans, source.run_all([inputs for _, inputs in plans]), strict=True):
-        if isinstance(outcome, InfconvError):
-            error = outcome
-            notes.append(f"Not verified at {label}: the source model does not run at that size ({outcome.message})")
-        else:
-            samples.append(Sample(label, inputs, outcome))
+    samples, refused = _run_plans(source, infos, list(size_plans(infos, ranges)), seed)
+    if not samples and any(isinstance(d, str) for info in infos for d in info.dims):
+        samples, _ = _run_plans(source, infos, list(larger_plans(infos, ranges)), seed)
     if not samples:
-        reason = error.message if error else "it has no sizes to try"
         raise SourceError(
-            f"The source model ran on none of the synthetic inputs: {reason}",
+            f"The source model ran on none of the synthetic inputs: {next(iter(refused.values()))}",
             "Give real inputs with --sample FILE.npz, or fixed sizes with --input and --dim.",
         )
+    notes = [f"Not verified at {label}: the source does not run at that size ({why})" for label, why in refused.items()]
     return Reference(source.producer, samples, notes)
+
+
+def _run_plans(
+    source: Source, infos: Sequence[InputInfo], plans: Sequence[tuple[str, dict[str, int]]], seed: int
+) -> tuple[list[Sample], dict[str, str]]:
+    """Return the samples that the source accepted, and label -> reason of those that it refused."""
+    fed = [(label, make_inputs(infos, sizes, seed)) for label, sizes in plans]
+    samples: list[Sample] = []
+    refused: dict[str, str] = {}
+    for (label, inputs), outcome in zip(fed, source.run_all([inputs for _, inputs in fed]), strict=True):
+        if isinstance(outcome, InfconvError):
+            refused[label] = outcome.message
+        else:
+            samples.append(Sample(label, inputs, outcome))
+    return samples, refused
 
 
 # --- what the inputs are ---------------------------------------------------------------------------------------
@@ -163,6 +171,18 @@ def size_plans(infos: Sequence[InputInfo], ranges: Mapping[str, DimRange]) -> It
         if key not in seen:
             seen.add(key)
             yield " ".join(f"{name}={size}" for name, size in sizes.items()), sizes
+
+
+def larger_plans(infos: Sequence[InputInfo], ranges: Mapping[str, DimRange]) -> Iterator[tuple[str, dict[str, int]]]:
+    """Yield sizes for models that refuse the usual ones: images want multiples of 32, audio hundreds of samples."""
+    names = list(dict.fromkeys(d for info in infos for d in info.dims if isinstance(d, str)))
+    for size in (32, 64, 224, 512):
+        sizes = {n: 1 if DimRange().usual(n) == 2 else _within(size, ranges.get(n, DimRange())) for n in names}
+        yield " ".join(f"{name}={size}" for name, size in sizes.items()), sizes
+
+
+def _within(size: int, given: DimRange) -> int:
+    return max(given.min, size if given.max is None else min(size, given.max))
 
 
 def _usual(name: str, given: DimRange) -> int:

@@ -189,3 +189,26 @@ def test_checking_does_not_need_the_weights(tmp_path: Path) -> None:
     model.graph[0].op_type = "NoSuchOperator"
     with pytest.raises(SourceError, match="NoSuchOperator"):
         models.check(model)
+
+
+def test_checking_steps_over_weights_in_nodes_and_branches(tmp_path: Path) -> None:
+    values = numpy_helper.from_array(np.arange(4096, dtype="f4"), "c")
+    info = helper.make_tensor_value_info("o", TensorProto.FLOAT, [4096])
+    branches = {}
+    for name in ("then_branch", "else_branch"):
+        branches[name] = helper.make_graph([helper.make_node("Identity", ["c"], ["o"])], name, [], [info], [values])
+    nodes = [
+        helper.make_node("Constant", [], ["k"], value=values),
+        helper.make_node("If", ["p"], ["i"], **branches),
+        helper.make_node("Add", ["k", "i"], ["y"]),
+    ]
+    inputs = [helper.make_tensor_value_info("p", TensorProto.BOOL, [])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4096])]
+    graph = helper.make_graph(nodes, "g", inputs, outputs)
+    onnx.save(helper.make_model(graph, ir_version=9, opset_imports=[helper.make_opsetid("", 17)]), tmp_path / "b.onnx")
+    proto, _ = models.read_proto(tmp_path / "b.onnx")
+    models.check_proto(proto)
+    model = models.load(tmp_path / "b.onnx")
+    models.check(model)
+    models.save(model, tmp_path / "out.onnx")
+    onnx.checker.check_model(tmp_path / "out.onnx", full_check=True)

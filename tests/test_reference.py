@@ -9,9 +9,9 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from infconv.convert._base import DimRange
+from infconv.convert._base import DimRange, Source
 from infconv.errors import UsageError
-from infconv.reference import describe_inputs, load_sample, make_inputs, size_plans
+from infconv.reference import describe_inputs, load_sample, make_inputs, make_reference, size_plans
 
 TEXT = """
 <ir_version: 9, opset_import: ["" : 17]>
@@ -80,3 +80,26 @@ def test_a_users_sample_is_checked_against_the_inputs(tmp_path: Path, infos) -> 
         load_sample(sample(tmp_path, **{**good, "x": good["x"].T}), infos)
     with pytest.raises(UsageError, match="float64"):
         load_sample(sample(tmp_path, **{**good, "ids": good["x"].astype("f8")}), infos)
+
+
+class Fussy(Source):
+    """A model that wants at least 32 of everything but the batch."""
+
+    producer = "fussy"
+
+    def run(self, inputs):
+        if inputs["x"].shape[1] < 32:
+            raise UsageError("too small")
+        return {"y": inputs["x"]}
+
+    def close(self) -> None:
+        pass
+
+
+def test_larger_sizes_are_tried_when_the_source_refuses_the_usual_ones() -> None:
+    text = '<ir_version: 9, opset_import: ["" : 17]> g (float[batch, n_samples] x) => (float[batch, n_samples] y) '
+    text += "{ y = Relu(x) }"
+    model = ir.from_proto(onnx.parser.parse_model(text))
+    reference = make_reference(Fussy(), model, {}, None, 0)
+    assert "batch=1 n_samples=32" in [s.label for s in reference.samples]
+    assert any("too small" in note for note in reference.notes)
