@@ -128,7 +128,9 @@ def _run_reference(
     try:
         evaluator = ReferenceEvaluator(path)
         names = [str(name) for name in evaluator.output_names]
-        outputs: list[dict[str, Any] | InfconvError] = [dict(zip(names, evaluator.run(None, dict(s)), strict=True)) for s in samples]  # pyright: ignore[reportArgumentType]  (typed as one array, returns a list)
+        outputs: list[dict[str, Any] | InfconvError] = [
+            dict(zip(names, evaluator.run(None, dict(s)), strict=True)) for s in samples
+        ]  # pyright: ignore[reportArgumentType]  (typed as one array, returns a list)
     except InfconvError:
         raise
     except Exception as error:  # the evaluator raises whatever its operators raise

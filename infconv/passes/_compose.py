@@ -14,21 +14,31 @@ from infconv.passes._moves import (
     FAR,
     RESHAPING,
     Range,
+    as_target,
     attribute,
     axes_of,
     from_front,
+    groups,
     integer,
     integers,
     permutation,
+    regrouped,
     reshaped,
     same_sizes,
     sizes,
+    slices,
 )
 from infconv.passes._pattern import Refuse
-from infconv.passes.fold_shapes import reshape_target
 
 KEEPS_ORDER = (*RESHAPING, "Transpose")
 """Operators that keep all elements in their order; of the Transposes, those that move axes of size 1 only."""
+
+
+def unless_shared(node: ir.Node, users: int = 1) -> None:
+    """Raise Refuse when the result of `node` has more than these `users`: merging would compute it twice."""
+    value = node.outputs[0]
+    if value.is_graph_output() or _values.use_count(value) > users:
+        raise Refuse(f"'{value.name}' is used elsewhere, too")
 
 
 # --- reshapes ------------------------------------------------------------------------------------------------------
@@ -54,10 +64,34 @@ def one_reshape(op: Builder, x: ir.Value, inner: ir.Node, outer: ir.Node) -> ir.
     if target is not None:
         return op.Reshape(x, target, allowzero=integer(outer, "allowzero", 0) or None)
     wanted = _wanted(outer, op.opset, middle, after)
-    found = None if wanted is None or 0 in wanted else reshape_target(before, wanted, zero_copies=True)
+    found = None if wanted is None else as_target(before or (), wanted)
     if found is None:
         raise Refuse("a constant cannot say which shape results")
     return op.Reshape(x, np.array(found, np.int64))
+
+
+def one_transpose(op: Builder, x: ir.Value, first: ir.Node, second: ir.Node, third: ir.Node) -> ir.Value:
+    """Return a Transpose of x that does what a reshape, a Transpose and a reshape did; with a Reshape if need be.
+
+    [2, 8, 17, 16] -> [16, 17, 16] -> [16, 16, 17] -> [2, 8, 16, 17] only exchanges the last axes. Raises Refuse.
+    """
+    before = sizes(x)
+    middle = _shape_after(first, op.opset, before)
+    perm = permutation(second)
+    after = None if middle is None else _shape_after(third, op.opset, tuple(middle[axis] for axis in perm))
+    if before is None or middle is None or after is None:
+        raise Refuse("the shapes are not known")
+    parts = [(after, before) for before, after in groups(before, middle)]
+    order = regrouped([axis for axis in perm if middle[axis] != 1], parts)
+    ones = [axis for axis, dim in enumerate(before) if dim == 1]
+    wanted = tuple(dim for dim in after if dim != 1)
+    if same_sizes(wanted, tuple(before[axis] for axis in order)) and len(after) == len(before):
+        long, short = iter(order), iter(ones)
+        return op.Transpose(x, perm=[next(short) if dim == 1 else next(long) for dim in after])
+    target = as_target(tuple(before[axis] for axis in (*ones, *order)), after)
+    if target is None or op.opset < 5:
+        raise Refuse("a constant cannot say which shape results")
+    return op.Reshape(op.Transpose(x, perm=[*ones, *order]), np.array(target, np.int64))
 
 
 def _shape_after(node: ir.Node, opset: int, before: Dims | None) -> Dims | None:
@@ -159,6 +193,12 @@ def make_slice(op: Builder, x: ir.Value, ranges: dict[int, Range]) -> ir.Value:
         return op.Slice(x, starts=starts, ends=ends, axes=list(ranges))
     operands = [np.array(numbers, np.int64) for numbers in (starts, ends, list(ranges), steps)]
     return op.Slice(x, *(operands if any(step != 1 for step in steps) else operands[:3]))
+
+
+def by_axis(node: ir.Node, opset: int, rank: int | None) -> dict[int, Range]:
+    """Return the ranges of a Slice by axis, counted from the front. Raises Refuse."""
+    ranges = slices(node, opset)
+    return dict(zip(from_front(list(ranges), rank), ranges.values(), strict=True))
 
 
 # --- casts ---------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple, cast
+from typing import NamedTuple, TypeAlias, cast
 
 import onnx_ir as ir
 
@@ -189,3 +189,73 @@ def _unsqueezed(source: Dims, axes: Sequence[int]) -> Dims:
     rank = len(source) + len(axes)
     new, rest = set(from_front(axes, rank)), iter(source)
     return tuple(1 if axis in new else next(rest) for axis in range(rank))
+
+
+Group: TypeAlias = "tuple[tuple[int, ...], tuple[int, ...]]"
+"""Axes of a tensor before a reshape, and the axes that the same elements have after it."""
+
+
+def groups(before: Dims, after: Dims) -> list[Group]:
+    """Return the smallest groups of axes that a reshape makes of each other, axes of size 1 left out.
+
+    `[8, 3, 4, 5]` to `[8, 12, 1, 5]` is `(0,) -> (0,)`, `(1, 2) -> (1,)`, `(3,) -> (3,)`. Raises Refuse.
+    """
+    left, right = _longer(before), _longer(after)
+    found: list[Group] = []
+    while left and right:
+        counts = next(
+            (
+                (m, total - m)
+                for total in range(2, len(left) + len(right) + 1)
+                for m in range(max(1, total - len(right)), min(total, len(left) + 1))
+                if equal(product(before[a] for a in left[:m]), product(after[a] for a in right[: total - m]))
+            ),
+            None,
+        )
+        if counts is None:
+            break
+        found.append((tuple(left[: counts[0]]), tuple(right[: counts[1]])))
+        left, right = left[counts[0] :], right[counts[1] :]
+    if left or right:
+        raise Refuse(f"the shape {list(before)} is not known to be {list(after)} by axes")
+    return found
+
+
+def _longer(dims: Dims) -> list[int]:
+    if any(isinstance(dim, int) and dim == 0 for dim in dims):
+        raise Refuse("the tensor is empty")
+    return [axis for axis, dim in enumerate(dims) if dim != 1]
+
+
+def regrouped(order: Sequence[int], parts: Sequence[Group]) -> list[int]:
+    """Return where axes in this order go in a reshape: the axes after it, for those before it, group by group.
+
+    Raises Refuse when a group is torn apart or its axes change their order.
+    """
+    first = {own[0]: (own, other) for own, other in parts}
+    result: list[int] = []
+    position = 0
+    while position < len(order):
+        own, other = first.get(order[position], ((), ()))
+        if not own or tuple(order[position : position + len(own)]) != own:
+            raise Refuse("axes that are reshaped together are transposed apart")
+        result += other
+        position += len(own)
+    return result
+
+
+def as_target(source: Dims, wanted: Sequence[Dim]) -> list[int] | None:
+    """Return a constant target for Reshape that gives the shape `wanted`; a -1 in it stays what it is.
+
+    A size that is that of the same axis of `source` is written 0, one other -1: only where the rest is known not to be
+    0, since Reshape cannot tell what -1 stands for in an empty tensor.
+    """
+    result = [
+        size if isinstance(size, int) else 0 if axis < len(source) and equal(size, source[axis]) else -1
+        for axis, size in enumerate(wanted)
+    ]
+    holes = result.count(-1)
+    if holes > 1 or any(isinstance(size, int) and size == 0 for size in wanted):
+        return None
+    rest = product(size for size, number in zip(wanted, result, strict=True) if number != -1)
+    return result if not holes or -1 in wanted or is_positive(rest) else None

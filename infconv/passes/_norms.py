@@ -60,7 +60,9 @@ def in_float(op: Builder, x: ir.Value) -> tuple[ir.Value, Callable[[ir.Value], i
         raise Refuse(f"the type of '{x.name}' is not known")
     if dtype.bitwidth >= 32:
         return x, lambda value: value
-    return op.Cast(x, to=ir.DataType.FLOAT.value), lambda value: op.Cast(value, to=dtype.value, _like=x)
+    wide: ir.Value = op.Cast(x, to=ir.DataType.FLOAT.value, _like=x)
+    wide.dtype = ir.DataType.FLOAT
+    return wide, lambda value: op.Cast(value, to=dtype.value, _like=x)
 
 
 # --- scale and bias ------------------------------------------------------------------------------------------------

@@ -14,8 +14,23 @@ import onnx_ir as ir
 
 from infconv.passes import _values
 from infconv.passes._build import Builder
+from infconv.passes._dims import Dims
 from infconv.passes._elementwise import BROADCASTING, UNARY
-from infconv.passes._moves import attribute, axes_of, from_front, integer, integers, operand, slices
+from infconv.passes._moves import (
+    Group,
+    as_target,
+    attribute,
+    axes_of,
+    from_front,
+    groups,
+    integer,
+    integers,
+    operand,
+    regrouped,
+    reshaped,
+    sizes,
+    slices,
+)
 from infconv.passes._pattern import Refuse
 
 Perm: TypeAlias = tuple[int, ...]
@@ -127,14 +142,17 @@ def _set_int(name: str, value: int) -> Change:
     return change
 
 
-def _set_ints(index: int | None, name: str, values: Sequence[int]) -> Change:
-    """Return the change of integers that are input `index`, or the attribute `name` when that is None."""
+def _set_ints(index: int | None, name: str, values: Sequence[int], like: int = 0) -> Change:
+    """Return the change of integers that are input `index`, or the attribute `name` when that is None.
+
+    A new input has the type of the input `like`, int64 when that is 0.
+    """
 
     def change(op: Builder, node: ir.Node) -> None:
         if index is None:
             node.attributes[name] = ir.AttrInt64s(name, list(values))
             return
-        old = operand(node, index)
+        old = operand(node, index) or (operand(node, like) if like else None)
         dtype = _values.dtype_of(old) or ir.DataType.INT64
         if len(node.inputs) <= index:
             node.resize_inputs(index + 1)
@@ -189,7 +207,7 @@ def _operands(place: Place, change: Change = _nothing) -> Plan:
         if _values.tensor(value) is not None and not single:
             constants.append(index)
             inputs.append(None)
-        elif single and place.node.op_type != "Concat":
+        elif single:
             inputs.append(None)
         elif len(shape) == place.rank:
             inputs.append(place.perm)
@@ -270,6 +288,37 @@ def _unsqueeze(place: Place) -> Plan:
     return Plan((small, *rest), (large,), mirrored.change)
 
 
+def _reshape(place: Place) -> Plan:
+    """Axes that are split or joined move together; the target is that of the transposed shape."""
+    node = place.node
+    before = sizes(node.inputs[0])
+    after = sizes(node.outputs[0]) if before is None else reshaped(node, place.opset, before)
+    if before is None or after is None or place.opset < 5:
+        raise Refuse("the shapes are not known")
+    parts = groups(before, after)
+    if place.of_output:
+        outer, inner = place.perm, _along(place.perm, after, before, [(b, a) for a, b in parts])
+    else:
+        outer, inner = _along(place.perm, before, after, parts), place.perm
+    target = as_target(tuple(before[axis] for axis in inner), [after[axis] for axis in outer])
+    if target is None:
+        raise Refuse("a constant cannot say which shape results")
+
+    def change(op: Builder, node: ir.Node) -> None:
+        node.op_type = "Reshape"
+        node.attributes.clear()
+        node.resize_inputs(2)
+        node.replace_input_with(1, op.const(np.array(target, np.int64)))
+
+    return Plan((None if is_identity(inner) else inner, None), (None if is_identity(outer) else outer,), change)
+
+
+def _along(perm: Perm, own: Dims, other: Dims, parts: Sequence[Group]) -> Perm:
+    """Return how `other`, into which `own` is reshaped, is permuted by `perm`; its axes of size 1 stay in place."""
+    moved = iter(regrouped([axis for axis in perm if own[axis] != 1], parts))
+    return tuple(axis if dim == 1 else next(moved) for axis, dim in enumerate(other))
+
+
 def _gather(place: Place) -> Plan:
     rank, axis = _values.rank(place.node.inputs[1]), integer(place.node, "axis", 0)
     if rank == 0:
@@ -293,7 +342,7 @@ def _pad(place: Place) -> Plan:
 
 def _slice(place: Place) -> Plan:
     moved = place.moved(list(slices(place.node, place.opset)))
-    return place.plan(_set_ints(3 if place.opset >= 10 else None, "axes", moved))
+    return place.plan(_set_ints(3 if place.opset >= 10 else None, "axes", moved, like=1))
 
 
 def _by_axis(index: int) -> Callable[[Place], Plan]:
@@ -327,7 +376,8 @@ def _resize(place: Place) -> Plan:
     node = place.node
     index = 3 if operand(node, 3) is not None else 1 if place.opset < 11 else 2
     numbers = _values.constant(operand(node, index))
-    if numbers is None or operand(node, 1 if index != 1 else 9) is not None or attribute(node, "axes") is not None:
+    roi = None if index == 1 else operand(node, 1)
+    if numbers is None or _values.known_shape(roi) not in (None, (0,)) or attribute(node, "axes") is not None:
         raise Refuse("not constant, or of some axes only")
     shape = _values.dims(node.inputs[0])
     if shape is None or len(shape) != place.rank or numbers.size != place.rank:
@@ -348,8 +398,8 @@ _RULES: dict[str, _Rule] = {
     **dict.fromkeys(UNARY, _unary),
     **dict.fromkeys((*BROADCASTING, "PRelu"), _operands),
     "Concat": _concat,
-    **dict.fromkeys(("Split", "LpNormalization"), _axis(0)),
-    "TopK": _axis(-1),
+    "Split": _axis(0),
+    **dict.fromkeys(("LpNormalization", "TopK"), _axis(-1)),
     **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), _softmax),
     "CumSum": _cumulative,
     **dict.fromkeys(
@@ -360,6 +410,7 @@ _RULES: dict[str, _Rule] = {
     **dict.fromkeys(("ArgMax", "ArgMin"), _arg),
     "Squeeze": _squeeze,
     "Unsqueeze": _unsqueeze,
+    **dict.fromkeys(("Reshape", "Flatten"), _reshape),
     "Gather": _gather,
     "Pad": _pad,
     "Slice": _slice,

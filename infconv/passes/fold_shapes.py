@@ -13,7 +13,7 @@ from infconv.passes._edit import add_constant, needs_nodes, remove_unused, repla
 from infconv.passes._graphs import standard_opset, with_subgraphs
 from infconv.passes._match import Refusal
 from infconv.passes._op import Op, Unknown, constant_tensor
-from infconv.passes._shapes_move import slice_ranges
+from infconv.passes._shapes_move import reshaped, slice_ranges
 from infconv.passes._symbolic import Symbolic
 
 _TO_END = (1 << 63) - 1
@@ -94,14 +94,12 @@ class _Folding:
         if constant_tensor(op.value(1)) is not None:
             return 0
         elements = op.elements(1)
-        # allowzero only says what a literal 0 means; without one, 0 is free to mean "copy" (torch always sets it)
-        zero_copies = op.attr_int("allowzero", 0) == 0 or 0 not in elements
-        target = reshape_target(_dims_or_none(op), elements, zero_copies=zero_copies, nonempty=self._nonempty)
+        allow_zero = op.attr_int("allowzero", 0) == 1  # torch always sets it
+        target = reshape_target(_dims_or_none(op), elements, allow_zero=allow_zero, nonempty=self._nonempty)
         if target is None:
             self._refuse(node, f"[{', '.join(map(str, elements))}] cannot be written with one -1 and copies")
             return 0
-        if zero_copies:
-            node.attributes.pop("allowzero", None)
+        node.attributes.pop("allowzero", None)
         return self._set_operand(node, 1, target)
 
     def _fold_expand(self, op: Op) -> int:
@@ -150,39 +148,40 @@ class _Folding:
 
 
 def reshape_target(
-    source: Dims | None, target: list[Dim], *, zero_copies: bool, nonempty: bool = False
+    source: Dims | None, target: list[Dim], *, allow_zero: bool = False, nonempty: bool = False
 ) -> list[int] | None:
-    """Return a constant target for Reshape that means the same as `target` at every size, or None.
+    """Return a constant target for a Reshape without `allowzero` that means the same as `target`, or None.
 
-    - A number stays what it is.
-    - A symbol that is the input's size on the same axis is written 0, "copy", unless `zero_copies` is off. This is
-      exact at size 0 too: the copied size is 0 then.
+    `allow_zero` is what the node says now.
+
+    - A number stays what it is; -1 becomes a number if the other elements determine it.
+    - A symbol that is the input's size on the same axis is written 0, "copy". This is exact at size 0 too: the copied
+      size is 0 then.
     - One further element may be anything; it is written -1, since the number of elements determines it. Reshape
       refuses to do that when the other sizes multiply to 0, so they must be provably positive: a copied symbol is
-      not (a batch may be empty), unless the caller says `nonempty`.
+      not (a batch may be empty), unless the caller says `nonempty`, or the node had its -1 there anyway. (With
+      `allowzero`, runtimes do accept -1 in an empty tensor.)
     """
+    if allow_zero and 0 in target:
+        return None  # a literal 0, which only `allowzero` can say
+    resolved = reshaped(source, target, allow_zero=False)
     result: list[int] = []
     others: list[Dim] = []
-    holes = 0
-    for axis, element in enumerate(target):
-        copied = source[axis] if source is not None and axis < len(source) and zero_copies else None
-        if isinstance(element, int):
+    for axis, (element, dim) in enumerate(zip(target, resolved, strict=True)):
+        copied = source[axis] if source is not None and axis < len(source) else None
+        if isinstance(element, int) and element >= 0:
             result.append(element)
-            holes += element == -1
-            if element != -1:
-                others.append(copied if element == 0 and copied is not None else element)
-        elif copied is not None and equal(element, copied):
-            result.append(0)
-            others.append(element)
+        elif isinstance(dim, int) and dim > 0:
+            result.append(dim)
         else:
-            result.append(-1)
-            holes += 1
-    original = sum(isinstance(element, int) and element == -1 for element in target)
-    if holes > 1:
+            result.append(0 if copied is not None and equal(dim, copied) else -1)
+        if result[-1] != -1:
+            others.append(dim)
+    if result.count(-1) > 1:
         return None
-    if holes == original or is_positive(product(others)):
-        return result
-    return result if nonempty and all(other != 0 for other in others) else None
+    asked = not allow_zero and -1 in result and target[result.index(-1)] == -1
+    fits = -1 not in result or asked or is_positive(product(others)) or (nonempty and 0 not in others)
+    return result if fits else None
 
 
 def _dims_or_none(op: Op) -> Dims | None:

@@ -152,17 +152,17 @@ class FuseLayerNorm(RewritePass):
             name="as batch normalization",
         ),
         Rule(
-            match=_scaled_inside,
-            build=_affine,
-            when=single_precision,
-            since_opset=17,
-            name="scaled inside",
-        ),
-        Rule(
             match=_plain,
             build=_normalize,
             when=single_precision,
             since_opset=17,
             name="plain",
+        ),
+        Rule(
+            match=_scaled_inside,
+            build=_affine,
+            when=single_precision,
+            since_opset=17,
+            name="scaled inside",
         ),
     )

@@ -15,26 +15,27 @@ from infconv.passes._match import Match
 from infconv.passes._pattern import Pattern, PatternBuilder, Refuse
 from infconv.passes._rewrite import Rule
 
-_ATTRIBUTES = ("alpha", "transA", "transB")
+_DEFAULTS = {"alpha": 1.0, "transA": 0, "transB": 0, "transBatchA": 0, "transBatchB": 0}
 
 
 def _product(op: PatternBuilder, a: Any, b: Any, attrs: Any) -> Pattern:
     return op.any_of(
         op.MatMul(a, b, _attrs=attrs),
-        op.FusedMatMul(a, b, _domain="com.microsoft", transBatchA=0, transBatchB=0, _attrs=attrs),
+        op.FusedMatMul(a, b, _domain="com.microsoft", _attrs=attrs),
     )
 
 
-def _make(op: Builder, match: Match, a: ir.Value, b: ir.Value, **changed: float) -> ir.Value:
-    given: dict[str, ir.Attr] = match["attrs"] or {}
-    attributes: dict[str, float] = {name: given[name].value for name in _ATTRIBUTES if name in given}
-    attributes |= changed
-    return op.FusedMatMul(a, b, _domain="com.microsoft", **attributes)
+def _make(op: Builder, match: Match, **changed: float) -> ir.Value:
+    attributes = {name: _attribute(match, name) for name in _DEFAULTS if name in match["attrs"]}
+    return op.FusedMatMul(match["a"], match["b"], _domain="com.microsoft", **(attributes | changed))
 
 
-def _attribute(match: Match, name: str, default: float) -> float:
-    given: dict[str, ir.Attr] = match["attrs"] or {}
-    return given[name].value if name in given else default
+def _attribute(match: Match, name: str) -> float:
+    """Return an attribute of the product. Raises Refuse when it is one of the function that it is in."""
+    found: ir.Attr | None = match["attrs"].get(name)
+    if found is not None and found.is_ref():
+        raise Refuse(f"the attribute '{name}' is one of the function")
+    return _DEFAULTS[name] if found is None else found.value
 
 
 def _scale(op: Builder, match: Match) -> ir.Value:
@@ -43,23 +44,26 @@ def _scale(op: Builder, match: Match) -> ir.Value:
         raise Refuse(f"'{match.value('c').name}' is not one number")
     if match.root.op_type == "Div":
         number = 1 / number if number else float("inf")
-    return _make(op, match, match["a"], match["b"], alpha=_attribute(match, "alpha", 1.0) * number)
+    return _make(op, match, alpha=_attribute(match, "alpha") * number)
 
 
 def _transpose_left(op: Builder, match: Match) -> ir.Value:
-    _check_transpose(match["perm"])
-    return _make(op, match, match["a"], match["b"], transA=1 - int(_attribute(match, "transA", 0)))
+    _check_transpose(match, "transBatchA")
+    return _make(op, match, transA=1 - int(_attribute(match, "transA")))
 
 
 def _transpose_right(op: Builder, match: Match) -> ir.Value:
-    _check_transpose(match["perm"])
-    return _make(op, match, match["a"], match["b"], transB=1 - int(_attribute(match, "transB", 0)))
+    _check_transpose(match, "transBatchB")
+    return _make(op, match, transB=1 - int(_attribute(match, "transB")))
 
 
-def _check_transpose(perm: Sequence[int] | None) -> None:
-    """Raise Refuse when `perm` does anything but swap the last two axes."""
+def _check_transpose(match: Match, other: str) -> None:
+    """Raise Refuse when `perm` does anything but swap the last two axes, or the product transposes others itself."""
+    perm: Sequence[int] | None = match["perm"]
     if perm is None or len(perm) < 2 or list(perm) != [*range(len(perm) - 2), len(perm) - 1, len(perm) - 2]:
         raise Refuse(f"perm={perm} is not known to swap the last two axes only")
+    if _attribute(match, other):
+        raise Refuse(f"the product has {other}=1")
 
 
 class FuseMatmulScale(RewritePass):

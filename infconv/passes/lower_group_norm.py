@@ -23,14 +23,9 @@ def _parts(op: Builder, match: Match) -> ir.Value:
         raise Refuse(f"'{x.name}' is not known to have axes besides batch and channels")
     shape = _values.known_shape(x)
     back = op.Shape(x) if shape is None else op.const(np.array(shape, np.int64))
-    # The operator of opset 18 has one scale for each group, that of opset 21 one for each channel.
-    by_group = match.opset < 21
     ones, zeros = (op.const(uniform(x, (groups,), number)) for number in (1.0, 0.0))
-    scale, bias = (match["s"], match["b"]) if by_group else (ones, zeros)
     grouped = op.Reshape(x, op.const(np.array([0, groups, -1], np.int64)))
-    normalized = op.Reshape(op.InstanceNormalization(grouped, scale, bias, epsilon=match["e"]), back, _like=x)
-    if by_group:
-        return normalized
+    normalized = op.Reshape(op.InstanceNormalization(grouped, ones, zeros, epsilon=match["e"]), back, _like=x)
     scaled = op.Mul(normalized, _per_channel(op, match.value("s"), rank), _like=x)
     return op.Add(scaled, _per_channel(op, match.value("b"), rank), _like=x)
 
@@ -46,9 +41,8 @@ def _per_channel(op: Builder, vector: ir.Value, rank: int) -> ir.Value:
 class LowerGroupNorm(RewritePass):
     """Replace GroupNormalization by InstanceNormalization of the reshaped input, scale and bias.
 
-    Groups become the channels of `[batch, groups, -1]`. Both forms of the operator are known: of opset 18 with a scale
-    for each group, of opset 21 with one for each channel. ONNX Runtime computes this faster on the CPU than the
-    operator, which it takes apart into elementary ones.
+    Groups become the channels of `[batch, groups, -1]`. The deprecated operator of opset 18 to 20 is left alone. ONNX
+    Runtime computes this faster on the CPU than the operator, which it takes apart into elementary ones.
     """
 
     needs_shapes: ClassVar[bool] = True
@@ -56,6 +50,6 @@ class LowerGroupNorm(RewritePass):
         Rule(
             match=lambda op, x, s, b, g, e: op.GroupNormalization(x, s, b, num_groups=g, epsilon=e),
             build=_parts,
-            since_opset=18,
+            since_opset=21,
         ),
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from pydantic import Field
 
 from infconv.model import tensor_bytes
 from infconv.passes._base import Context, Pass
@@ -47,9 +48,12 @@ class MergeDuplicates(Pass):
     `a = Exp(x); b = Exp(x); y = Add(a, b)` becomes `a = Exp(x); y = Add(a, a)`.
     """
 
+    max_weight_bytes: int | None = Field(default=None, ge=0)
+    """Leave larger initializers alone: one that two operators share can no longer be folded into either."""
+
     def run(self, model: ir.Model, context: Context) -> int:
         """Return how many nodes and initializers were merged into another."""
-        changes = sum(_merge_initializers(graph) for graph in with_subgraphs(model.graph))
+        changes = sum(_merge_initializers(graph, self.max_weight_bytes) for graph in with_subgraphs(model.graph))
         graphs = [graph for scope in scopes(model) for graph in with_subgraphs(scope)]
         merger = _Merger(_pure_functions(model), loose_names(graphs))
         for graph in scopes(model):
@@ -179,10 +183,14 @@ def _tensor_key(tensor: ir.TensorProtocol) -> Hashable:
 # --- initializers ----------------------------------------------------------------------------------------------
 
 
-def _merge_initializers(graph: ir.Graph) -> int:
+def _merge_initializers(graph: ir.Graph, max_bytes: int | None) -> int:
     """Merge the initializers of `graph`, comparing no more of each than is needed to tell it from the others."""
     candidates = [
-        value for value in graph.initializers.values() if value.const_value is not None and not value.is_graph_input()
+        value
+        for value in graph.initializers.values()
+        if value.const_value is not None
+        and not value.is_graph_input()
+        and (max_bytes is None or value.const_value.nbytes <= max_bytes)
     ]
     changes = 0
     for equal in _refine(candidates, [_form, _sample, _digest_of]):

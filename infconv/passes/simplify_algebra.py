@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -113,8 +114,13 @@ def _unexpanded(op: Builder, operands: tuple[ir.Value, ...], node: ir.Node) -> i
 
 
 def _before_expansion(value: ir.Value, node: ir.Node) -> ir.Value | None:
+    """Return what was repeated; a reshape counts only where it goes then: patterns look for one value, not for two."""
     producer = value.producer()
     if producer is None or producer.domain or producer.op_type not in ("Expand", "Tile", "Unsqueeze", "Reshape"):
+        return None
+    if producer.op_type in ("Unsqueeze", "Reshape") and (
+        value.is_graph_output() or _values.use_count(value) > sum(other is value for other in node.inputs)
+    ):
         return None
     return producer.inputs[0]
 
@@ -129,6 +135,19 @@ def _squeeze(op: Builder, match: Match) -> ir.Value:
     if any(_values.static_dim(x, axis) != 1 for axis in gone):
         raise Refuse("an axis may not be of size 1")
     return op.Squeeze(x, axes=gone) if op.opset < 13 else op.Squeeze(x, np.array(gone, np.int64))
+
+
+def _as_reshape(op: Builder, x: ir.Value, indices: ir.Value) -> ir.Value:
+    """GatherND that takes every element in order."""
+    found, shape = _values.constant(indices), _values.known_shape(x)
+    if found is None or shape is None or not found.size or found.shape[-1] != len(shape):
+        raise Refuse("the indices are not constant, or not those of single elements")
+    if found.size // len(shape) != math.prod(shape):
+        raise Refuse("it does not take all elements")
+    positions = np.ravel_multi_index(tuple(np.moveaxis(found % shape, -1, 0)), shape).reshape(-1)
+    if not np.array_equal(positions, np.arange(positions.size)):
+        raise Refuse("it changes the order")
+    return op.Reshape(x, np.array(found.shape[:-1], np.int64))
 
 
 _LOGIC = (
@@ -254,6 +273,12 @@ _SHAPES = (
         ),
         build=_squeeze,
         name="reduction of single elements",
+    ),
+    Rule(
+        match=lambda op, x, indices: op.GatherND(x, op.const(indices)),
+        build=_as_reshape,
+        since_opset=11,
+        name="GatherND of all elements",
     ),
 )
 _INVERSE = _rule("x / c", lambda op, x, c: op.Div(x, op.const(c)), _inverse, floats=True)

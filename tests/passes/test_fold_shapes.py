@@ -118,17 +118,25 @@ def test_an_empty_batch_forbids_minus_one() -> None:
     """Reshape(x[0, 3, 4], [0, -1]) is an error: -1 could be anything."""
     batch, height, width = symbol("batch"), symbol("height"), symbol("width")
     source = (batch, height, width)
-    assert reshape_target(source, [batch, height * width], zero_copies=True) is None
-    assert reshape_target(source, [batch, height * width], zero_copies=True, nonempty=True) == [0, -1]
-    assert reshape_target((2, height, width), [2, height * width], zero_copies=True) == [2, -1]
-    assert reshape_target(source, [batch * height, width, 1], zero_copies=True) is None
+    assert reshape_target(source, [batch, height * width]) is None
+    assert reshape_target(source, [batch, height * width], nonempty=True) == [0, -1]
+    assert reshape_target((2, height, width), [2, height * width]) == [2, -1]
+    assert reshape_target(source, [batch * height, width, 1]) is None
+
+
+def test_minus_one_stays_where_it_was_unless_it_is_a_number() -> None:
+    batch, height, width = symbol("batch"), symbol("height"), symbol("width")
+    assert reshape_target((batch, 17, 32), [batch, 17, -1, 8], allow_zero=True) == [0, 17, 4, 8]
+    assert reshape_target((batch, height, 32), [batch, -1, 32]) == [0, 0, 32]
+    assert reshape_target((batch, height, width), [batch, -1]) == [0, -1]
+    assert reshape_target((batch, height, width), [batch, -1], allow_zero=True) is None
 
 
 def test_a_literal_zero_is_no_copy() -> None:
     batch = symbol("batch")
-    assert reshape_target((batch, 0), [0, batch], zero_copies=False) is None
-    assert reshape_target((batch, 4), [batch, 2, 2], zero_copies=False) == [-1, 2, 2]
-    assert reshape_target((batch, 4), [4, batch], zero_copies=True) == [4, -1]
+    assert reshape_target((batch, 0), [0, batch], allow_zero=True) is None
+    assert reshape_target((batch, 4), [batch, 2, 2], allow_zero=True) == [0, 2, 2]
+    assert reshape_target((batch, 4), [4, batch]) == [4, -1]
 
 
 def test_expand_that_enlarges_stays() -> None:

@@ -27,7 +27,8 @@ def test_transposes_of_the_last_two_axes_join() -> None:
     check_rewrite(
         FUSE,
         model(
-            "x = Transpose <perm = [0, 2, 1]> (X) z = Transpose <perm = [0, 2, 1]> (Z) m = MatMul (x, z) Y = Mul (m, c)",
+            "x = Transpose <perm = [0, 2, 1]> (X) z = Transpose <perm = [0, 2, 1]> (Z)"
+            " m = MatMul (x, z) Y = Mul (m, c)",
             inputs,
         ),
         model("Y = com.microsoft.FusedMatMul <alpha = 0.5, transA = 1, transB = 1> (X, Z)", inputs),
