@@ -19,12 +19,12 @@ from infconv.passes import Pass
 from tests.conftest import make_mlp
 
 
-class DropBias(Pass):
-    """A wrong step: Add becomes Identity."""
+class DropRelu(Pass):
+    """A wrong step: Relu goes."""
 
     def run(self, model, context) -> int:
         for node in list(model.graph):
-            if node.op_type == "Add":
+            if node.op_type == "Relu":
                 node.outputs[0].replace_all_uses_with(node.inputs[0])
                 model.graph.remove(node, safe=True)
                 return 1
@@ -65,7 +65,7 @@ class Hangs(Pass):
         return 0
 
 
-WRONG = f"{__name__}:DropBias"
+WRONG = f"{__name__}:DropRelu"
 INVALID = f"{__name__}:Unordered"
 
 

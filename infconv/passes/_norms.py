@@ -69,11 +69,16 @@ def in_float(op: Builder, x: ir.Value) -> tuple[ir.Value, Callable[[ir.Value], i
 
 
 def scale_shape(match: Match) -> tuple[int, ...]:
-    """Return the shape of the constant scale `s`. Raises Refuse when the normalized axes of `x` have another."""
-    shape = match.array("s").shape
-    if normalized_shape(match.value("x"), len(shape)) != shape:
+    """Return the shape of the scale `s`. Raises Refuse when the normalized axes of `x` may have another."""
+    shape = _values.known_shape(match.value("s"))
+    if shape is None or normalized_shape(match.value("x"), len(shape)) != shape:
         raise Refuse(f"the scale '{match.value('s').name}' does not have the shape of the normalized axes")
     return shape
+
+
+def has_shape(value: ir.Value, shape: tuple[int, ...]) -> bool:
+    """Whether `value` is known to have exactly this shape, so that it can be a scale or bias without being constant."""
+    return _values.known_shape(value) == shape
 
 
 def over_last_axes(match: Match, name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -103,6 +108,8 @@ def over_channels(match: Match, name: str, channels: int) -> np.ndarray:
 
 def _fitting(match: Match, name: str) -> np.ndarray:
     value, x = match.value(name), match.value("x")
+    if _values.tensor(value) is None:
+        raise Refuse(f"'{value.name}' is not a constant")
     if not _values.fits_inside(value, x):
         raise Refuse(f"'{value.name}' is not known to broadcast to the shape of '{x.name}'")
     return match.array(name)

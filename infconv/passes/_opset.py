@@ -153,6 +153,9 @@ class Converter:
         adapter = self.table.get((node.op_type, since(node.op_type, following)))
         if adapter is None and _only_grows(node.op_type, version, following):
             return (), False
+        before = schema(node.op_type, version)
+        if before is not None and len(node.inputs) < before.min_input:
+            raise CannotConvert(f"{_label(node)} lacks an input that opset {version} requires")
         op = Builder(graph, {"": following}, self.names, f"{node.name or node.op_type}/", initializers=False)
         try:
             values = adapter(node, op) if adapter else None

@@ -84,7 +84,9 @@ def rejoined(op: Builder, parts: tuple[ir.Value, ...], node: ir.Node) -> ir.Valu
     if size is None:
         raise Refuse("the size of the axis is not known")
     taken = [place for part in parts for place in _positions(part, x, axis, size, op.opset)]
-    if not taken or taken == list(range(taken[0], taken[0] + len(taken))):
+    if not taken:
+        raise Refuse("the Slices are empty")
+    if taken == list(range(taken[0], taken[0] + len(taken))):
         return x if len(taken) == size else make_slice(op, x, {axis: as_range(range(taken[0], taken[-1] + 1))})
     row = [dim for dim in (_values.dims(x) or ())[axis + 1 :] if isinstance(dim, int)]
     if math.prod(row) < _LEAST_ROW or len(taken) > _MOST_ROWS:

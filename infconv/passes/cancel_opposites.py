@@ -22,16 +22,13 @@ from infconv.passes._compose import (
     one_transpose,
     unless_shared,
 )
-from infconv.passes._match import Match
 from infconv.passes._moves import (
     FAR,
     RESHAPING,
-    Range,
     axes_of,
     from_front,
     integer,
     integers,
-    operand,
     permutation,
     slices,
 )

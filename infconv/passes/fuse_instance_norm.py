@@ -27,8 +27,11 @@ def _normalize(op: Builder, match: Match) -> ir.Value:
     rank, channels = _values.rank(x), _values.static_dim(x, 1)
     if not same_axes(axes, axes_of(match, "axes_input2", "axes2"), rank):
         raise Refuse("mean and variance are over different axes")
-    if rank is None or rank < 3 or require_trailing(match, axes) != rank - 2:
-        raise Refuse(f"'{x.name}' is not known to be normalized over all axes but batch and channels")
+    if rank is None or rank < 4:
+        # Of rank 3 it is more often the layer normalization of a sequence, which other fusions look for.
+        raise Refuse(f"'{x.name}' is not known to have two or more axes besides batch and channels")
+    if require_trailing(match, axes) != rank - 2:
+        raise Refuse(f"axes {list(axes or ())} of '{x.name}' are not all but batch and channels")
     if channels is None:
         raise Refuse(f"the number of channels of '{x.name}' is not known")
     scale, bias = (op.const(uniform(x, (channels,), number)) for number in (1.0, 0.0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import onnx_ir as ir
 
 from infconv.passes import _values
@@ -16,6 +17,7 @@ from infconv.passes._norms import (
     Statistics,
     epsilon,
     exactly,
+    has_shape,
     normalized_shape,
     over_last_axes,
     quotient,
@@ -77,15 +79,34 @@ def _affine(op: Builder, match: Match) -> ir.Value:
 
 def _with_scale(op: Builder, match: Match) -> ir.Value:
     """LayerNormalization(x, s, b) · w = LayerNormalization(x, s·w, b·w)."""
-    w = over_last_axes(match, "w", scale_shape(match))
+    shape = scale_shape(match)
+    if match["b"] is None and has_shape(match["w"], shape) and np.all(match.array("s") == 1):
+        return _again(op, match, match["w"], None)
+    w = over_last_axes(match, "w", shape)
     bias = None if match["b"] is None else op.const(match.array("b") * w)
     return _again(op, match, op.const(match.array("s") * w), bias)
 
 
 def _with_bias(op: Builder, match: Match) -> ir.Value:
     """LayerNormalization(x, s, b) + c = LayerNormalization(x, s, b + c)."""
-    c = over_last_axes(match, "c", scale_shape(match))
+    shape = scale_shape(match)
+    if match["b"] is None and has_shape(match["c"], shape):
+        return _again(op, match, match["s"], match["c"])
+    if match["b"] is not None and _values.tensor(match["b"]) is None:
+        raise Refuse(f"'{match['b'].name}' is not a constant")
+    c = over_last_axes(match, "c", shape)
     return _again(op, match, match["s"], op.const(c if match["b"] is None else match.array("b") + c))
+
+
+def _from_instance_norm(op: Builder, match: Match) -> ir.Value:
+    """Of rank 3, with channels that are not scaled, it is the normalization over the last axis."""
+    x = match.value("x")
+    if _values.rank(x) != 3:
+        raise Refuse(f"'{x.name}' is not known to be of rank 3")
+    w = over_last_axes(match, "w", normalized_shape(x, 1))
+    if match.array("w").size == 1:
+        raise Refuse(f"'{match.value('w').name}' does not tell the last axis from the channels")
+    return op.LayerNormalization(x, op.const(w), axis=-1, epsilon=match["e"])
 
 
 def _without_casts(op: Builder, match: Match) -> ir.Value:
@@ -107,15 +128,16 @@ class FuseLayerNorm(RewritePass):
 
     `w·(x - mean) / √(mean((x - mean)²) + ε) + b` over the last axes of x, as exporters order it. The variance may be
     written mean(x²) - mean², the whole as `x·r + (b - mean·r)` with r = w / √(var + ε). First the plain normalization
-    is replaced, then constant scales and biases of the normalized shape join it; others stay behind it. Casts of half
-    precision to float around it go, as the operator computes in float anyway.
+    is replaced, then scales and biases of the normalized shape join it; others stay behind it. Casts of half precision
+    to float around it go, as the operator computes in float anyway. tf2onnx writes the normalization of a sequence as
+    InstanceNormalization, which is understood by the scale along the last axis.
     """
 
     needs_shapes: ClassVar[bool] = True
     rules: ClassVar[Sequence[Rule]] = (
         Rule(
             match=lambda op, x, s, b, w, axis, e: op.Mul(
-                op.LayerNormalization(x, op.const(s), op.optional(op.const(b)), axis=axis, epsilon=e), op.const(w)
+                op.LayerNormalization(x, op.const(s), op.optional(op.const(b)), axis=axis, epsilon=e), w
             ),
             build=_with_scale,
             since_opset=17,
@@ -123,7 +145,7 @@ class FuseLayerNorm(RewritePass):
         ),
         Rule(
             match=lambda op, x, s, b, c, axis, e: op.Add(
-                op.LayerNormalization(x, op.const(s), op.optional(op.const(b)), axis=axis, epsilon=e), op.const(c)
+                op.LayerNormalization(x, s, op.optional(b), axis=axis, epsilon=e), c
             ),
             build=_with_bias,
             since_opset=17,
@@ -143,6 +165,13 @@ class FuseLayerNorm(RewritePass):
             build=_without_casts,
             since_opset=17,
             name="casts",
+        ),
+        Rule(
+            match=lambda op, x, w, e: op.Mul(op.InstanceNormalization(x, 1.0, 0.0, epsilon=e), op.const(w)),
+            build=_from_instance_norm,
+            when=single_precision,
+            since_opset=17,
+            name="instance normalization",
         ),
         Rule(
             match=_as_batch_norm,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import onnx_ir as ir
 
 from infconv.passes import _values
@@ -15,6 +16,7 @@ from infconv.passes._match import Match
 from infconv.passes._norms import (
     epsilon,
     exactly,
+    has_shape,
     normalized_shape,
     over_last_axes,
     quotient,
@@ -38,7 +40,11 @@ def _normalize(op: Builder, match: Match) -> ir.Value:
 
 
 def _with_scale(op: Builder, match: Match) -> ir.Value:
-    w = over_last_axes(match, "w", scale_shape(match))
+    """RMSNormalization(x, s) · w = RMSNormalization(x, s·w)."""
+    shape = scale_shape(match)
+    if has_shape(match["w"], shape) and np.all(match.array("s") == 1):
+        return op.RMSNormalization(match["x"], match["w"], axis=match["axis"], epsilon=match["e"])
+    w = over_last_axes(match, "w", shape)
     return op.RMSNormalization(match["x"], op.const(match.array("s") * w), axis=match["axis"], epsilon=match["e"])
 
 
@@ -56,16 +62,14 @@ class FuseRmsNorm(RewritePass):
     """Replace mean square, quotient and scale by one RMSNormalization (opset 23).
 
     `w · x / √(mean(x²) + ε)` over the last axes of x, as transformers writes it for Llama and T5. First the plain
-    normalization is replaced, then a constant scale of the normalized shape joins it. Casts of half precision to float
+    normalization is replaced, then a scale of the normalized shape joins it. Casts of half precision to float
     around it go, as the operator computes in float anyway.
     """
 
     needs_shapes: ClassVar[bool] = True
     rules: ClassVar[Sequence[Rule]] = (
         Rule(
-            match=lambda op, x, s, w, axis, e: op.Mul(
-                op.RMSNormalization(x, op.const(s), axis=axis, epsilon=e), op.const(w)
-            ),
+            match=lambda op, x, s, w, axis, e: op.Mul(op.RMSNormalization(x, op.const(s), axis=axis, epsilon=e), w),
             build=_with_scale,
             since_opset=23,
             name="scale",

@@ -104,6 +104,24 @@ def test_a_scale_along_other_axes_stays_behind() -> None:
     check_refusal(FUSE, after, "'rows' varies along axes that are not normalized")
 
 
+def test_a_scale_and_bias_that_are_computed() -> None:
+    header = "m (float[N, 3] X, float[3] w, float[3] b) => (float[N, 3] Y) <float[3] ones = {1.0, 1.0, 1.0}>"
+    check_rewrite(
+        FUSE,
+        f"{header} {{ n = LayerNormalization <axis = -1> (X, ones) m = Mul (n, w) Y = Add (m, b) }}",
+        f"{header} {{ Y = LayerNormalization <axis = -1, epsilon = 0.00001> (X, w, b) }}",
+        2,
+    )
+
+
+def test_tf2onnx_writes_the_one_of_a_sequence_as_instance_normalization() -> None:
+    constants = CONSTANTS.strip()[:-1] + ", float[2] ones = {1.0, 1.0}, float[2] zeros = {0.0, 0.0}>"
+    body = "n = InstanceNormalization <epsilon = 0.001> (X, ones, zeros) m = Mul (n, w) Y = Add (m, b)"
+    check_rewrite(FUSE, model(body, constants), AFFINE, 2)
+    reason = "'two' does not tell the last axis from the channels"
+    check_refusal(FUSE, model(body.replace("(n, w)", "(n, two)"), constants), reason)
+
+
 def test_a_second_scale_and_bias_join_the_first() -> None:
     check_rewrite(
         FUSE,
