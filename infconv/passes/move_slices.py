@@ -28,8 +28,11 @@ def _earlier(op: Builder, y: ir.Value, inner: ir.Node, node: ir.Node) -> ir.Valu
     _check_smaller(node, y, axes)
     for axis in axes:
         _check_axis(inner, source, axis, rank, op.opset)
+        if node.op_type == "Gather" and _values.rank(node.inputs[1]) == 0 and inner.op_type in BROADCASTING:
+            _check_ranks(inner, source, rank - 1 - axis)
     taken = op.call(node.op_type, source, *node.inputs[1:], _attrs=node.attributes)
     taken.type = None if source.type is None else ir.TensorType(source.type.dtype)
+    taken.shape = _shape_of_part(source, node, axes)
     inputs = [taken if value is source else value for value in inner.inputs]
     return op.call(inner.op_type, *inputs, _attrs=_attributes(inner, node, rank))
 
@@ -38,6 +41,16 @@ def _operand(node: ir.Node) -> ir.Value | None:
     """Return the one operand that is not constant."""
     found = {value for value in node.inputs if value is not None and _values.tensor(value) is None}
     return found.pop() if len(found) == 1 else None
+
+
+def _shape_of_part(source: ir.Value, node: ir.Node, axes: Sequence[int]) -> ir.Shape | None:
+    """Return the shape of what `node` takes of `source`; along its axes, that of what it took before."""
+    before, after = _values.dims(source), _values.dims(node.outputs[0])
+    if before is None or after is None:
+        return None
+    if len(before) == len(after):
+        return ir.Shape([after[axis] if axis in axes else dim for axis, dim in enumerate(before)])
+    return ir.Shape([dim for axis, dim in enumerate(before) if axis not in axes])
 
 
 def _axes(node: ir.Node, opset: int, rank: int) -> list[int]:
@@ -83,6 +96,13 @@ def _check_axis(inner: ir.Node, source: ir.Value, axis: int, rank: int, opset: i
         raise Refuse(f"{kind} may depend on the rest")
 
 
+def _check_ranks(inner: ir.Node, source: ir.Value, most: int) -> None:
+    """Raise Refuse when a constant has an axis where the result will have none."""
+    for value in inner.inputs:
+        if value is not None and value is not source and (_values.rank(value) or 0) > most:
+            raise Refuse("a constant has the axis that goes")
+
+
 def _dim(value: ir.Value, axis: int, rank: int) -> int | ir.SymbolicDim:
     """Return the size along an axis, counted as if `value` had `rank` axes; 1 where it has fewer."""
     dims = _values.dims(value)
@@ -109,7 +129,8 @@ def _later(op: Builder, x: ir.Value, first: ir.Node, second: ir.Node) -> ir.Valu
     inputs = [x if value is first.outputs[0] else value for value in second.inputs]
     if any(_values.known_shape(value) != () for value in inputs if value is not x and value is not None):
         raise Refuse("an operand is not a number")
-    computed = op.call(second.op_type, *inputs, _attrs=second.attributes)
+    computed = op.call(second.op_type, *inputs, _attrs=second.attributes, _like=second.outputs[0])
+    computed.shape = None if x.shape is None else x.shape.copy()
     return op.call(first.op_type, computed, *first.inputs[1:], _attrs=first.attributes)
 
 
