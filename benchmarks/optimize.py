@@ -3,7 +3,7 @@
     python benchmarks/optimize.py [--models FOLDER] [--only NAME ...] [--latency]
 
 Builds the models (benchmarks/zoo.py) when FOLDER has none. Every tool runs as a process of its own, the tools in turn;
-times are CPU seconds and peak resident memory of the whole process, less nothing. Latencies are medians of
+times are CPU seconds, memory is the peak resident set of the whole process. Latencies are medians of
 interleaved runs. Writes benchmarks/results/optimize.md and .json.
 """
 
@@ -59,11 +59,23 @@ def run_tool(tool: str, source: Path, output: Path) -> dict[str, Any]:
         "wall": wall,
         "cpu": usage.ru_utime + usage.ru_stime,
         "peak_mb": usage.ru_maxrss / 1e3,
-        "nodes": count_nodes(output),
+        "nodes": apart("count_nodes", str(output)),
     }
 
 
-def count_nodes(path: Path) -> int:
+def apart(function: str, *arguments: Any) -> Any:
+    """Return what `function` of this file returns, run in a process of its own.
+
+    This process must stay small: Linux counts the memory of a parent as the peak of the children that it forks.
+    """
+    code = f"import sys, json, optimize; print(json.dumps(optimize.{function}(*json.loads(sys.argv[1]))))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(arguments)], cwd=HERE, capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def count_nodes(path: str) -> int:
     """Return the nodes of a file, subgraphs and functions included."""
     from infconv.census import take_census
     from infconv.model import load
@@ -71,7 +83,7 @@ def count_nodes(path: Path) -> int:
     return take_census(load(path)).nodes
 
 
-def latencies(paths: dict[str, Path], runs: int) -> dict[str, float]:
+def latencies(paths: dict[str, str], runs: int) -> dict[str, float]:
     """Return the median milliseconds of each model in ONNX Runtime, measured in turn."""
     import statistics
 
@@ -79,7 +91,7 @@ def latencies(paths: dict[str, Path], runs: int) -> dict[str, float]:
     from infconv.model import load
     from infconv.reference import describe_inputs, make_inputs, size_plans
 
-    sessions = {tool: open_session(str(path), optimize=True) for tool, path in paths.items()}
+    sessions = {tool: open_session(path, optimize=True) for tool, path in paths.items()}
     infos = describe_inputs(load(next(iter(paths.values()))))
     feeds = make_inputs(infos, next(size_plans(infos, {}))[1], seed=0)
     times: dict[str, list[float]] = {tool: [] for tool in sessions}
@@ -94,13 +106,13 @@ def latencies(paths: dict[str, Path], runs: int) -> dict[str, float]:
 
 def measure(source: Path, tools: Sequence[str], with_latency: bool, runs: int, folder: Path) -> dict[str, Any]:
     """Return the row of one model: tool -> figures."""
-    row: dict[str, Any] = {"mb": source.stat().st_size / 1e6, "nodes": count_nodes(source), "tools": {}}
+    row: dict[str, Any] = {"mb": source.stat().st_size / 1e6, "nodes": apart("count_nodes", str(source)), "tools": {}}
     outputs = {tool: folder / f"{tool}.onnx" for tool in tools}
     for tool in tools:
         row["tools"][tool] = run_tool(tool, source, outputs[tool])
     if with_latency:
-        ready = {"source": source, **{t: p for t, p in outputs.items() if "error" not in row["tools"][t]}}
-        row["latency_ms"] = latencies(ready, runs)
+        ready = {t: str(p) for t, p in outputs.items() if "error" not in row["tools"][t]}
+        row["latency_ms"] = apart("latencies", {"source": str(source), **ready}, runs)
     for path in folder.iterdir():
         path.unlink()
     return row

@@ -95,7 +95,8 @@ def small_model(folder: Path) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="start-up only")
-    quick = parser.parse_args().quick
+    parser.add_argument("--runs", type=int, default=3, help="runs of each conversion")
+    arguments = parser.parse_args()
     infconv = [sys.executable, "-m", "infconv.cli"]
     rows: list[tuple[str, str, str]] = []
     with tempfile.TemporaryDirectory() as name:
@@ -104,10 +105,11 @@ def main() -> None:
         rows.append(("infconv --help, CPU s", f"{help_cpu:.2f}", "<= 0.15"))
         (small_cpu,) = median([[*infconv, "convert", str(small_model(folder)), "-o", str(folder / "s.onnx")]], 5)
         rows.append(("infconv convert small.onnx, CPU s", f"{small_cpu:.2f}", "<= 1.0"))
-        for model in () if quick else INPUTS:
-            rows += compare_with_bare(infconv, model, folder)
-    for what, figure, goal in rows:
-        print(f"{what:<58} {figure:>10}   {goal}")
+        show(rows)
+        for model in () if arguments.quick else INPUTS:
+            measured = compare_with_bare(infconv, model, folder, arguments.runs)
+            show(measured)
+            rows += measured
     results = HERE / "results"
     results.mkdir(exist_ok=True)
     (results / "spine.json").write_text(
@@ -115,7 +117,12 @@ def main() -> None:
     )
 
 
-def compare_with_bare(infconv: list[str], model: str, folder: Path) -> list[tuple[str, str, str]]:
+def show(rows: list[tuple[str, str, str]]) -> None:
+    for what, figure, goal in rows:
+        print(f"{what:<58} {figure:>10}   {goal}", flush=True)
+
+
+def compare_with_bare(infconv: list[str], model: str, folder: Path, runs: int) -> list[tuple[str, str, str]]:
     """Return the overhead over torch.onnx.export and the peaks, for one model."""
     ours = [
         *infconv,
@@ -129,7 +136,7 @@ def compare_with_bare(infconv: list[str], model: str, folder: Path) -> list[tupl
     ]
     verified = [word for word in ours if word not in ("--verify", "off")]
     bare = [sys.executable, "-c", BARE, model, str(folder / "bare.onnx")]
-    ours_cpu, verified_cpu, bare_cpu = median([ours, verified, bare])
+    ours_cpu, verified_cpu, bare_cpu = median([ours, verified, bare], runs)
     size = (folder / f"{model}.onnx").stat().st_size / 1e6
     peak = peaks(verified)
     return [

@@ -156,7 +156,7 @@ def optimize(
     return graph
 
 
-def level_steps(target: str, level: str) -> list[StepItem]:
+def level_steps(target: str, level: str) -> Sequence[StepItem]:
     """Return the shipped pipelines that make up a level: `basic` is the same for all targets."""
     return {"basic": ["basic"], "extended": [target], "all": [target, "all"]}[level]
 

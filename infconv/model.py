@@ -129,11 +129,30 @@ def _map_tensors(model: ir.Model, path: Path, mapping: mmap.mmap) -> None:
 
 def all_graphs(model: ir.Model) -> Iterator[ir.Graph]:
     """Yield the main graph, its subgraphs and the graphs of functions, each once."""
-    yield model.graph
-    yield from model.graph.subgraphs()
-    for function in model.functions.values():
-        yield function.graph
-        yield from function.graph.subgraphs()
+    for graph in (model.graph, *(function.graph for function in model.functions.values())):
+        yield from with_subgraphs(graph)
+
+
+def with_subgraphs(graph: ir.Graph) -> list[ir.Graph]:
+    """Return `graph` and the graphs in its nodes, at every depth; outer ones first."""
+    found = [graph]
+    for current in found:  # the list grows while it is walked
+        for node in current:
+            if node.attributes.data:
+                found += subgraphs(node)
+    return found
+
+
+def subgraphs(node: ir.Node) -> list[ir.Graph]:
+    """Return the graphs in the attributes of `node` itself, e.g. the branches of an If."""
+    import onnx_ir as ir
+
+    graph, graphs = ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS
+    found: list[ir.Graph] = []
+    for attribute in node.attributes.data.values():  # .data: a UserDict's own iteration is several times slower
+        if attribute.type in (graph, graphs) and not attribute.is_ref():
+            found += [attribute.as_graph()] if attribute.type == graph else attribute.as_graphs()
+    return found
 
 
 def _mapped(tensor: ir.ExternalTensor, path: Path, files: dict[str, mmap.mmap]) -> ir.TensorProtocol:

@@ -182,8 +182,8 @@ def test_an_interrupt_leaves_nothing_behind(mlp: Path, tmp_path: Path, number: s
 
 
 def test_a_killed_child_leaves_nothing_behind(mlp: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "infconv.cli", "convert", str(mlp), "-o", str(tmp_path / "out" / "a.onnx"), "--json"]
-    command += ["-p", "tests.test_cli:Dies"]
+    command = [sys.executable, "-m", "infconv.cli", "convert", str(mlp), "-o", str(tmp_path / "out" / "a.onnx")]
+    command += ["--json", "-p", "tests.test_cli:Dies"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 7
     assert json.loads(done.stdout)["error"]["code"] == "resource"

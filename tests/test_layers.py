@@ -20,7 +20,7 @@ LAYERS = [
     {"passes", "quantize", "convert"},
     {"transfer", "result", "observe", "spec", "reference", "publish", "steps", "run_artifact"},
     {"verify", "runner", "manifest", "crash", "pipeline", "api", "supervise", "_options"},
-    {"console", "report", "_listing"},
+    {"console", "_listing"},
     {"cli"},
 ]
 HEAVY = {"numpy", "onnx", "onnx_ir", "onnxruntime", "torch", "openvino", "tensorrt", "tensorrt_rtx", "rich", "yaml"}

@@ -226,8 +226,10 @@ def add_profile(builder: Any, config: Any, request: Json) -> None:
 
 
 def configure(trt: Any, builder: Any, options: Json) -> Any:
-    """Return the builder configuration that `options` (BuildOptions as JSON) means. Raises Refused for what is
-    missing."""
+    """Return the builder configuration that `options` (BuildOptions as JSON) means.
+
+    Raises Refused for what the library lacks.
+    """
     config = builder.create_builder_config()
     set_targets(trt, config, options["compute_capabilities"])
     for option, flag in FLAG_OPTIONS.items():

@@ -26,8 +26,8 @@ _NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "f64": "float6
 
 
 _ROUNDS = (
-    "OpenVINO was run with INFERENCE_PRECISION_HINT=f32. Its default on a CPU with bfloat16, such as this one, rounds to "
-    "it: set the hint where float32 accuracy matters."
+    "OpenVINO was run with INFERENCE_PRECISION_HINT=f32. Its default on a CPU with bfloat16, such as this one, rounds "
+    "to it: set the hint where float32 accuracy matters."
 )
 
 

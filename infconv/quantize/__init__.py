@@ -1,0 +1,1 @@
+"""Calibration, schemes and the passes that change the precision of a graph."""

@@ -320,3 +320,72 @@ def test_quantization_rounds() -> None:
     text = """m (float[4] x) => (float[4] y) <float s = {0.1}, uint8 z = {3}>
         { q = QuantizeLinear (x, s, z) y = DequantizeLinear (q, s, z) }"""
     assert apply(CANCEL, parse(text)) == 0
+
+
+# --- through reshapes, and rolls -----------------------------------------------------------------------------------
+
+
+def test_a_transpose_while_axes_are_joined() -> None:
+    check_rewrite(
+        CANCEL,
+        """m (float[n, 8, 17, 16] x) => (float[n, 8, 16, 17] y)
+        <int64[3] rows = {-1, 17, 16}, int64[4] back = {-1, 8, 16, 17}>
+        { a = Reshape (x, rows) b = Transpose <perm = [0, 2, 1]> (a) y = Reshape (b, back) }""",
+        "m (float[n, 8, 17, 16] x) => (float[n, 8, 16, 17] y) { y = Transpose <perm = [0, 1, 3, 2]> (x) }",
+        1,
+    )
+
+
+def test_a_transpose_while_axes_are_split() -> None:
+    check_rewrite(
+        CANCEL,
+        """m (float[6, 4, 5] x) => (float[5, 24] y) <int64[5] s = {1, 2, 3, 4, 5}, int64[2] t = {5, 24}>
+        { a = Reshape (x, s) b = Transpose <perm = [4, 1, 2, 3, 0]> (a) y = Reshape (b, t) }""",
+        """m (float[6, 4, 5] x) => (float[5, 24] y) <int64[2] t = {5, 24}>
+        { a = Transpose <perm = [2, 0, 1]> (x) y = Reshape (a, t) }""",
+        1,
+    )
+
+
+def test_a_transpose_that_tears_axes_apart_stays() -> None:
+    check_refusal(
+        CANCEL,
+        """m (float[6, 5] x) => (float[2, 15] y) <int64[3] s = {3, 2, 5}, int64[2] t = {2, 15}>
+        { a = Reshape (x, s) b = Transpose <perm = [1, 0, 2]> (a) y = Reshape (b, t) }""",
+        "axes that are reshaped together are transposed apart",
+    )
+
+
+def test_a_roll_is_one_gather() -> None:
+    check_rewrite(
+        CANCEL,
+        """m (float[n, 5, 8] x) => (float[n, 5, 8] y)
+        <int64[1] zero = {0}, int64[1] two = {2}, int64[1] far = {9223372036854775807}, int64[1] one = {1}>
+        { a = Slice (x, two, far, one) b = Slice (x, zero, two, one) y = Concat <axis = 1> (a, b) }""",
+        """m (float[n, 5, 8] x) => (float[n, 5, 8] y) <int64[5] i = {2, 3, 4, 0, 1}>
+        { y = Gather <axis = 1> (x, i) }""",
+        1,
+    )
+
+
+def test_slices_that_follow_each_other() -> None:
+    check_rewrite(
+        CANCEL,
+        """m (float[n, 6] x) => (float[n, 6] y, float[n, 3] z)
+        <int64[1] zero = {0}, int64[1] two = {2}, int64[1] four = {4}, int64[1] far = {99}, int64[1] one = {1}>
+        { a = Slice (x, zero, two, one) b = Slice (x, two, far, one) c = Concat <axis = 1> (a, b) y = Exp (c)
+          d = Slice (x, one, two, one) e = Slice (x, two, four, one) z = Concat <axis = -1> (d, e) }""",
+        """m (float[n, 6] x) => (float[n, 6] y, float[n, 3] z) <int64[1] s = {1}, int64[1] e = {4}, int64[1] one = {1}>
+        { y = Exp (x) z = Slice (x, s, e, one) }""",
+        2,
+    )
+
+
+def test_a_roll_of_single_elements_stays() -> None:
+    check_refusal(
+        CANCEL,
+        """m (float[n, 5] x) => (float[n, 5] y)
+        <int64[1] zero = {0}, int64[1] two = {2}, int64[1] far = {99}, int64[1] one = {1}>
+        { a = Slice (x, two, far, one) b = Slice (x, zero, two, one) y = Concat <axis = 1> (a, b) }""",
+        "a Gather would copy too few elements at a time",
+    )

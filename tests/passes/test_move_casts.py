@@ -67,3 +67,11 @@ def test_after_concat() -> None:
         { c = Cast <to = 1> (a) d = Cast <to = 1> (b) y = Concat <axis = 0> (c, d) }""",
         "the operands are not Casts from one type",
     )
+
+
+def test_types_that_are_not_moved_everywhere() -> None:
+    check_refusal(
+        MOVE,
+        "m (float[1, 6] x) => (bfloat16[4, 6] y) <int64[2] s = {4, 1}> { a = Expand (x, s) y = Cast <to = 16> (a) }",
+        "moving elements of BFLOAT16",
+    )

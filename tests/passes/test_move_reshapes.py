@@ -15,7 +15,8 @@ MOVE = MoveReshapes()
 def test_around_element_wise_operators() -> None:
     check_rewrite(
         MOVE,
-        """m (float[n, 4, 6] x) => (float[n, 4, 6] y) <int64[2] rows = {-1, 6}, int64[3] back = {-1, 4, 6}, float c = {2}>
+        """m (float[n, 4, 6] x) => (float[n, 4, 6] y)
+        <int64[2] rows = {-1, 6}, int64[3] back = {-1, 4, 6}, float c = {2}>
         { a = Reshape (x, rows) b = Relu (a) d = Mul (c, b) y = Reshape (d, back) }""",
         "m (float[n, 4, 6] x) => (float[n, 4, 6] y) <float c = {2}> { b = Relu (x) y = Mul (c, b) }",
         1,
@@ -70,12 +71,15 @@ def test_products_of_rows(product: str, ops: list[str]) -> None:
         ("b = Softmax <axis = 0> (a) y = Reshape (b, back)", "Softmax may depend on the shape"),
         ("b = Mul (a, v) y = Reshape (b, back)", "may depend on the shape"),
         ("b = Softmax (a) y = Reshape (b, other)", "the shape [2, 3, 4] becomes [2, 2, 6]"),
-        ("b = Relu (a) c = Exp (b) d = Reshape (b, back) e = Reshape (c, back) y = Add (d, e)", "is used elsewhere"),
+        (
+            "b = Relu (a) c = Exp (b) d = Reshape (b, back) e = Reshape (c, back) y = Concat <axis = 0> (d, e)",
+            "is used elsewhere",
+        ),
     ],
 )
 def test_what_minds_the_shape(nodes: str, reason: str) -> None:
-    constants = """<int64[2] rows = {6, 4}, int64[3] back = {2, 3, 4}, int64[1] one = {1}, float[6, 1] v = {1, 2, 3, 4, 5, 6},
-        int64[3] other = {2, 2, 6}>"""
+    constants = """<int64[2] rows = {6, 4}, int64[3] back = {2, 3, 4}, int64[1] one = {1}, int64[3] other = {2, 2, 6},
+        float[6, 1] v = {1, 2, 3, 4, 5, 6}>"""
     size = "[1, 2, 3]" if "ReduceSum" in nodes else "[a, b, c]"
     if "ReduceSum" in nodes:
         constants = constants.replace("{2, 3, 4}", "{1, 2, 3}")
@@ -89,7 +93,8 @@ def test_operands_that_are_reshaped_alike() -> None:
         MOVE,
         """m (float[2, 6] a, float[2, 6] b) => (float[3, 4] y) <int64[2] s = {3, 4}, int64[2] t = {3, -1}>
         { c = Reshape (a, s) d = Reshape (b, t) y = Sub (c, d) }""",
-        "m (float[2, 6] a, float[2, 6] b) => (float[3, 4] y) <int64[2] s = {3, 4}> { c = Sub (a, b) y = Reshape (c, s) }",
+        """m (float[2, 6] a, float[2, 6] b) => (float[3, 4] y) <int64[2] s = {3, 4}>
+        { c = Sub (a, b) y = Reshape (c, s) }""",
         1,
     )
     check_refusal(

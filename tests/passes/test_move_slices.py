@@ -35,7 +35,8 @@ def test_a_part_is_taken_early(before: str, after: str, result: str, changes: in
 
 def test_only_the_rows_that_are_needed_are_multiplied() -> None:
     model = with_weights(
-        "m (float[n, 5, 6] x) => (float[n, 3] y) <int64 i = {0}> { a = MatMul (x, w) b = Add (a, v) y = Gather <axis = 1> (b, i) }",
+        """m (float[n, 5, 6] x) => (float[n, 3] y) <int64 i = {0}>
+        { a = MatMul (x, w) b = Add (a, v) y = Gather <axis = 1> (b, i) }""",
         w=np.linspace(-1, 1, 18).reshape(6, 3),
         v=np.array([1.0, 2.0, 3.0]),
     )
@@ -54,13 +55,9 @@ def test_only_the_rows_that_are_needed_are_multiplied() -> None:
     ],
 )
 def test_what_needs_the_whole(nodes: str, reason: str) -> None:
-    check_refusal(
-        MOVE,
-        f"m (float[n, 4, 3] x, float[4, 3] z) => (y) {CONSTANTS} {{ {nodes.replace('y =', 'q =')} y = Shape (q) }}".replace(
-            "=> (y)", "=> (int64[r] y)"
-        ),
-        reason,
-    )
+    nodes = nodes.replace("y =", "q =")
+    text = f"m (float[n, 4, 3] x, float[4, 3] z) => (int64[r] y) {CONSTANTS} {{ {nodes} y = Shape (q) }}"
+    check_refusal(MOVE, text, reason)
 
 
 def test_a_constant_with_the_axis_that_goes() -> None:

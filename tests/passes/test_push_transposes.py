@@ -37,7 +37,7 @@ def transposes(model: ir.Model) -> int:
         ("b = Relu (a)", SAME, "y = Relu (x)", "", ""),
         ("b = Clip (a, z)", SAME, "y = Clip (x, z)", "float z = {0}", "float z = {0}"),
         ("b = Add (a, c)", SAME, "y = Add (x, c)", "float[3] c = {1, 2, 3}", "float[3, 1, 1] c = {1, 2, 3}"),
-        ("b = Mul (c, a)", SAME, "y = Mul (c, x)", "float[4, 1, 1] c = {1, 2, 3, 4}", "float[4, 1] c = {1, 2, 3, 4}"),
+        ("b = Mul (c, a)", SAME, "y = Mul (c, x)", "float[4,1,1] c = {1, 2, 3, 4}", "float[4, 1] c = {1, 2, 3, 4}"),
         ("b = Mul (a, c)", SAME, "y = Mul (x, c)", "float c = {2}", "float c = {2}"),
         ("b = Concat <axis = -1> (a, a)", "[2, 6, 4, 5]", "y = Concat <axis = 1> (x, x)", "", ""),
         ("b = Softmax (a)", SAME, "y = Softmax <axis = 1> (x)", "", ""),
@@ -45,7 +45,8 @@ def transposes(model: ir.Model) -> int:
         ("b = ReduceMean (a, i)", "[2, 3, 1, 1]", "y = ReduceMean (x, i)",
          "int64[2] i = {1, 2}", "int64[2] i = {2, 3}"),
         ("b = Slice (a, s, e, i)", "[2, 3, 2, 5]", "y = Slice (x, s, e, i)",
-         "int64[1] s = {1}, int64[1] e = {3}, int64[1] i = {1}", "int64[1] s = {1}, int64[1] e = {3}, int64[1] i = {2}"),
+         "int64[1] s = {1}, int64[1] e = {3}, int64[1] i = {1}",
+         "int64[1] s = {1}, int64[1] e = {3}, int64[1] i = {2}"),
         ("b = Slice (a, s, e)", "[1, 3, 3, 5]", "y = Slice (x, s, e, i)",
          "int32[2] s = {1, 0}, int32[2] e = {3, 3}",
          "int32[2] s = {1, 0}, int32[2] e = {3, 3}, int32[2] i = {0, 2}"),
@@ -267,3 +268,15 @@ def random_network(rng: np.random.Generator) -> str:
         lines.append(node)
         values.append(f"v{i}")
     return f"m (float[2, 3, 3] x) => (float[2, 3, 3] v24, float[2, 3, 3] v20) {{ {' '.join(lines)} }}"
+
+
+def test_through_reshapes_that_join_and_split_axes() -> None:
+    check_rewrite(
+        PUSH,
+        """m (float[n, 3, 4, 5] x) => (float[n, 3, 4, 5] y) <int64[3] s = {0, 20, 3}, int64[4] t = {0, 4, 5, 3}>
+        { a = Transpose <perm = [0, 2, 3, 1]> (x) b = Reshape (a, s) c = Exp (b) d = Reshape (c, t)
+          y = Transpose <perm = [0, 3, 1, 2]> (d) }""",
+        """m (float[n, 3, 4, 5] x) => (float[n, 3, 4, 5] y) <int64[3] s = {0, 3, 20}, int64[4] t = {0, 3, 4, 5}>
+        { b = Reshape (x, s) c = Exp (b) y = Reshape (c, t) }""",
+        3,
+    )

@@ -35,8 +35,10 @@ def test_a_piece(sizes: str, position: str, start: str, end: str) -> None:
     head = "m (float[2, 10] x) => (float[2, N] y)"
     check_rewrite(
         REPLACE,
-        f"{head} <{sizes}, int64 i = {{{position}}}> {{ s = SplitToSequence <axis = 1> (x, l) y = SequenceAt (s, i) }}",
-        f"""{head} <int64[1] s = {{{start}}}, int64[1] e = {{{end}}}, int64[1] a = {{1}}> {{ y = Slice (x, s, e, a) }}""",
+        f"""{head} <{sizes}, int64 i = {{{position}}}>
+        {{ s = SplitToSequence <axis = 1> (x, l) y = SequenceAt (s, i) }}""",
+        f"""{head} <int64[1] s = {{{start}}}, int64[1] e = {{{end}}}, int64[1] a = {{1}}>
+        {{ y = Slice (x, s, e, a) }}""",
         1,
     )
 

@@ -184,6 +184,14 @@ def test_choices_between_truth_values(before: str, after: str) -> None:
     )
 
 
+def test_numbers_are_no_truth_values() -> None:
+    check_refusal(
+        SIMPLIFY,
+        "m (bool[3] c) => (float[3] y) <float one = {1}, float zero = {0}> { y = Where (c, zero, one) }",
+        "the result is not known to be boolean",
+    )
+
+
 def test_nan_is_neither_less_nor_greater() -> None:
     check_refusal(
         SIMPLIFY,
@@ -278,4 +286,28 @@ def test_a_reduction_of_single_elements() -> None:
         { y = ReduceMean <keepdims = 0> (x, axes) }""",
         "m (float[n, 1, 3, 1] x) => (float[n, 3] y) <int64[2] axes = {1, 3}> { y = Squeeze (x, axes) }",
         1,
+    )
+
+
+def test_a_gather_of_every_element() -> None:
+    check_rewrite(
+        SIMPLIFY,
+        """m (float[2, 3] x) => (float[6, 1] y)
+        <int64[6, 1, 2] i = {0, 0, 0, 1, 0, 2, 1, 0, 1, -2, 1, 2}> { y = GatherND (x, i) }""",
+        "m (float[2, 3] x) => (float[6, 1] y) <int64[2] s = {6, 1}> { y = Reshape (x, s) }",
+        1,
+    )
+    check_refusal(
+        SIMPLIFY,
+        "m (float[2] x) => (float[2] y) <int64[2, 1] i = {1, 0}> { y = GatherND (x, i) }",
+        "it changes the order",
+    )
+
+
+def test_a_reshape_that_others_use_is_no_gain() -> None:
+    check_refusal(
+        SIMPLIFY,
+        """m (float[3] x, float[2, 3] z) => (float[2, 3] y, float[1, 3] w) <int64[2] s = {1, 3}>
+        { r = Reshape (x, s) y = Add (r, z) w = Exp (r) }""",
+        "no operand is repeated",
     )
