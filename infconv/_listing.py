@@ -89,8 +89,9 @@ def show_passes(name: str | None, why: str | None, json: bool) -> None:
 
 
 def _describe_pass(name: str, kind: Any) -> dict[str, Any]:
+    texts = kind.option_help()
     options = {
-        field: {"help": info.description or "", "default": plain(info.get_default(call_default_factory=True))}
+        field: {"help": texts[field], "default": plain(info.get_default(call_default_factory=True))}
         for field, info in kind.model_fields.items()
     }
     return {"pass": name, "summary": kind.summary(), "documentation": (kind.__doc__ or "").strip(), "options": options}

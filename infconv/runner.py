@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from infconv.census import all_nodes
 from infconv.errors import InfconvError
+from infconv.model import all_graphs
 from infconv.observe import Observers
 from infconv.result import StepResult
 from infconv.steps import Repeat, flatten
@@ -51,14 +52,23 @@ class StepFailed(Exception):
         self.step, self.executed = step, executed
 
 
+_StepKey: TypeAlias = "tuple[type[Pass], str]"
+"""A step's class and its options: two steps of one key do the same."""
+
+
 class _Run:
     def __init__(
         self, steps: Sequence[Pass | Repeat], watch: Observers, guard: Guard | None, limit: int | None
     ) -> None:
         self._steps, self._watch, self._guard, self._limit = steps, watch, guard, limit
         self.executed = 0
+        self._operators: Counter[tuple[str, str]] = Counter()
+        """How often each operator (domain, type) occurs in the model as it is."""
+        self._unchanging: set[_StepKey] = set()
+        """The steps that changed nothing when they last ran, and that no change by another step came after."""
 
     def run(self, model: ir.Model, context: Context) -> tuple[ir.Model, list[StepResult]]:
+        self._operators = _count_operators(model)
         results = {id(step): StepResult(step.step_name()) for step in flatten(self._steps)}
         model, _ = self._run_all(self._steps, model, context, results)
         return model, list(results.values())
@@ -87,7 +97,8 @@ class _Run:
         return model, total
 
     def _run_one(self, step: Pass, model: ir.Model, context: Context, result: StepResult) -> tuple[ir.Model, int]:
-        if result.status == "dropped" or self.executed == self._limit:
+        result.nodes = self._operators.total()
+        if result.status == "dropped" or self.executed == self._limit or self._is_idle(step, context):
             return model, 0
         self._watch.before(result.name)
         start = time.perf_counter()
@@ -98,11 +109,21 @@ class _Run:
             result.status, result.reason = "dropped", reason
         elif changes:
             result.status = "applied"
+            self._unchanging.clear()
+            self._operators = _count_operators(model)
+        else:
+            self._unchanging.add(_key(step))
         result.changes += changes
-        result.nodes = sum(1 for _ in all_nodes(model))
+        result.nodes = self._operators.total()
         self._watch.after(result)
         self.executed += 1
         return model, changes
+
+    def _is_idle(self, step: Pass, context: Context) -> bool:
+        """Whether `step` would surely change nothing. It runs nevertheless when somebody asks for the reason."""
+        if _key(step) in self._unchanging:
+            return True
+        return context.why is None and not step.may_apply(self._operators)
 
     def _run_plainly(self, step: Pass, model: ir.Model, context: Context) -> tuple[ir.Model, int, str]:
         try:
@@ -126,3 +147,11 @@ class _Run:
             if not reason:
                 return changed, changes, ""
         return model, 0, reason
+
+
+def _key(step: Pass) -> _StepKey:
+    return type(step), repr(step)
+
+
+def _count_operators(model: ir.Model) -> Counter[tuple[str, str]]:
+    return Counter([(node.domain, node.op_type) for graph in all_graphs(model) for node in graph])

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
+import itertools
 import re
+import textwrap
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from pydantic import BaseModel, ConfigDict
 
@@ -34,7 +38,7 @@ class Context:
 class Pass(BaseModel):
     """A step on the graph: frozen, its fields are its options, the string under a field is that option's help."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     needs_shapes: ClassVar[bool] = False
     """Works better (or only) after `infer-shapes`."""
@@ -43,7 +47,7 @@ class Pass(BaseModel):
 
     @classmethod
     def step_name(cls) -> str:
-        """Return the name in CLI and YAML: `FuseGelu` -> `fuse-gelu`; `module:Class` for a pass that is not registered."""
+        """Return the name in CLI and YAML: `fuse-gelu`; `module:Class` for a pass that is not registered."""
         from infconv import registry
 
         name = cls._kebab_name()
@@ -58,9 +62,31 @@ class Pass(BaseModel):
         """Return the docstring's first line."""
         return (cls.__doc__ or "").strip().splitlines()[0]
 
+    @classmethod
+    def option_help(cls) -> dict[str, str]:
+        """Return the help of each option: the string under the field.
+
+        pydantic's `use_attribute_docstrings` would read the source of every pass when it is imported, which takes
+        longer than everything else that importing it takes.
+        """
+        found: dict[str, str] = {}
+        for kind in reversed(cls.__mro__[: cls.__mro__.index(Pass)]):
+            body = cast(ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]).body
+            for field, text in itertools.pairwise(body):
+                match field, text:
+                    case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(words))):
+                        found[name] = inspect.cleandoc(words)
+                    case _:
+                        pass
+        return {name: found.get(name, "") for name in cls.model_fields}
+
     def options(self) -> dict[str, Any]:
         """Return the options that differ from their defaults, as plain data."""
         return self.model_dump(mode="json", exclude_defaults=True)
+
+    def may_apply(self, operators: Collection[tuple[str, str]]) -> bool:
+        """Whether there may be something to do in a model of these operators (domain, type); False: surely not."""
+        return True
 
     @abstractmethod
     def run(self, model: ir.Model, context: Context) -> int:
@@ -72,6 +98,12 @@ class RewritePass(Pass):
     """A pass that is a table of rules."""
 
     rules: ClassVar[Sequence[Rule]] = ()
+
+    def may_apply(self, operators: Collection[tuple[str, str]]) -> bool:
+        """Whether the operators of at least one rule are there."""
+        from infconv.passes._pattern import may_match
+
+        return any(may_match(rule.pattern.roots[0], operators) for rule in self.rules)
 
     def run(self, model: ir.Model, context: Context) -> int:
         """Apply the rules to a fixpoint and return the number of rewrites."""

@@ -178,7 +178,8 @@ class Builder:
 
 
 def _tensor(value: Any, dtype: ir.DataType | None) -> ir.TensorProtocol:
-    if isinstance(value, ir.TensorProtocol):
+    plain = isinstance(value, np.ndarray | np.generic | int | float | list | tuple)
+    if not plain and isinstance(value, ir.TensorProtocol):  # checking that protocol takes 0.1 ms
         if dtype in (None, value.dtype):
             return value
         value = value.numpy()

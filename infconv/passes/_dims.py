@@ -38,10 +38,12 @@ Monomial: TypeAlias = tuple[Atom, ...]
 class Expr:
     """An immutable polynomial; never a plain number (those are `int`)."""
 
-    __slots__ = ("_hash", "terms")
+    __slots__ = ("_hash", "known", "terms")
 
     def __init__(self, terms: tuple[tuple[Monomial, int], ...]) -> None:
         self.terms = terms
+        self.known = all(atom.known for monomial, _ in terms for atom in monomial)
+        """Whether it follows from the sizes of the model's inputs."""
         self._hash = hash(terms)
 
     def __eq__(self, other: object) -> bool:
@@ -125,7 +127,7 @@ def unknown(*, natural: bool = True) -> Expr:
 
 def is_known(dim: Dim) -> bool:
     """Return whether `dim` follows from the sizes of the model's inputs."""
-    return isinstance(dim, int) or all(atom.known for monomial, _ in dim.terms for atom in monomial)
+    return isinstance(dim, int) or dim.known
 
 
 def is_natural(dim: Dim) -> bool:
@@ -251,11 +253,13 @@ def broadcast(a: Dim, b: Dim) -> Dim:
     Two different symbols give a nameless size: either may be 1, and with 0 against 1 the result is 0, so that it is
     not their maximum.
     """
-    if a == b or (isinstance(a, int) and a != 1) or is_positive(a - 1):
+    if b in (a, 1):
         return a
-    if b == 1:
+    if a == 1:
+        return b
+    if isinstance(a, int) or is_positive(a - 1):
         return a
-    if isinstance(b, int) or a == 1 or is_positive(b - 1):
+    if isinstance(b, int) or is_positive(b - 1):
         return b
     # The same two operands give the same nameless size again.
     first, second = sorted((str(a), str(b)))
@@ -264,14 +268,15 @@ def broadcast(a: Dim, b: Dim) -> Dim:
 
 def broadcast_dims(shapes: Iterable[Dims]) -> Dims:
     """Return the shape that `shapes` broadcast to."""
-    result: Dims = ()
+    result: Dims | None = None
     for dims in shapes:
-        if dims == result:
+        if result is None or dims == result:
+            result = dims
             continue
         rank = max(len(dims), len(result))
         padded = (1,) * (rank - len(result)) + result, (1,) * (rank - len(dims)) + dims
         result = tuple(broadcast(a, b) for a, b in zip(*padded, strict=True))
-    return result
+    return result or ()
 
 
 def product(dims: Iterable[Dim]) -> Dim:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from infconv.passes import _values
 from infconv.passes._dims import Dims, equal
 from infconv.passes._moves import sizes
 
@@ -53,6 +52,12 @@ def _is_repeated(small: Dims, large: Dims) -> bool:
     return len(small) <= len(large) and all(a == 1 or equal(a, b) for a, b in aligned)
 
 
-def is_number(value: ir.Value | None) -> bool:
-    """Whether `value` is known to have one element, and no more axes than a number may have beside any tensor."""
-    return _values.known_shape(value) == ()
+_COMMON = frozenset({
+    ir.DataType.BOOL, ir.DataType.DOUBLE, ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.INT16, ir.DataType.INT32,
+    ir.DataType.INT64, ir.DataType.INT8, ir.DataType.UINT16, ir.DataType.UINT32, ir.DataType.UINT64, ir.DataType.UINT8,
+})  # fmt: skip
+
+
+def is_common(dtype: ir.DataType | None) -> bool:
+    """Whether runtimes can be trusted to move such elements: few have Expand of bfloat16, or Slice of float8."""
+    return dtype in _COMMON

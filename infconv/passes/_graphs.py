@@ -6,35 +6,15 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import onnx_ir as ir
 
+from infconv.model import subgraphs, with_subgraphs
+
 DEFAULT_DOMAINS = ("", "ai.onnx")
 """Two spellings of the standard operator set. onnx_ir maps the second to the first on nodes, not on opset imports."""
-
-
-_GRAPH_TYPES = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
 def standard_opset(imports: Mapping[str, int]) -> int | None:
     """Return the version of the standard operator set that `imports` names, or None."""
     return next((imports[domain] for domain in DEFAULT_DOMAINS if domain in imports), None)
-
-
-def subgraphs(node: ir.Node) -> list[ir.Graph]:
-    """Return the graphs in the attributes of `node` itself, e.g. the branches of an If."""
-    found: list[ir.Graph] = []
-    for attribute in node.attributes.data.values():  # .data: a UserDict's own iteration is several times slower
-        if attribute.type in _GRAPH_TYPES and not attribute.is_ref():
-            found += [attribute.as_graph()] if attribute.type == ir.AttributeType.GRAPH else attribute.as_graphs()
-    return found
-
-
-def with_subgraphs(graph: ir.Graph) -> list[ir.Graph]:
-    """Return `graph` and the graphs in its nodes, at every depth; outer ones first."""
-    found = [graph]
-    for current in found:  # the list grows while it is walked
-        for node in current:
-            if node.attributes.data:
-                found += subgraphs(node)
-    return found
 
 
 def nested_nodes(node: ir.Node) -> Iterator[ir.Node]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cached_property
 
 import onnx_ir as ir
@@ -80,6 +80,7 @@ class Layouts:
         self.tensors: dict[ir.Value, Tensor] = {}
         self._rejected: set[tuple[ir.Node, Perm]] = set()
         self._uses: dict[ir.Value, list[Use]] = {}
+        self._costs: dict[ir.Value, int] = {}
         self.regions = 0
         for node in graph:
             perm = transpose_of(node)
@@ -212,7 +213,7 @@ class Layouts:
         own = self._computed(value, tensor, vertices)
         found = {self._wanted(use, tensor, vertices) for use in self.uses(value)}
         wanted = sorted(user for user in found if user is not None and user != own)
-        cost = _TRANSPOSE + _ELEMENT * _size(value)
+        cost = self._price(value)
         if len(wanted) == 1:
             network.connect(own, wanted[0], cost, cost)
         elif wanted:
@@ -296,9 +297,11 @@ class Layouts:
     def cost(self, value: ir.Value, flipped: set[ir.Node]) -> int:
         """Return what the Transposes of a root value cost."""
         wanted = {self.required(use, flipped) for use in self.uses(value)} - {self.provided(value, flipped)}
-        return len(wanted) * (_TRANSPOSE + _ELEMENT * _size(value))
+        return len(wanted) * self._price(value)
 
-
-def _size(value: ir.Value) -> int:
-    shape: Sequence[int] | None = _values.known_shape(value)
-    return _UNKNOWN_SIZE if shape is None else math.prod(shape)
+    def _price(self, value: ir.Value) -> int:
+        """Return what one Transpose of a value costs."""
+        if value not in self._costs:
+            shape = _values.known_shape(value)
+            self._costs[value] = _TRANSPOSE + _ELEMENT * (_UNKNOWN_SIZE if shape is None else math.prod(shape))
+        return self._costs[value]

@@ -36,6 +36,8 @@ _BROADCASTING = COMMUTATIVE | {
 
 Goals: TypeAlias = "tuple[Pattern, ir.Value | None, Goals] | None"
 """What is left to match, as a linked list: alternatives share their tails."""
+Heads: TypeAlias = "frozenset[OpKey | None] | None"
+"""The operators that a value may come from; None: any."""
 _NONE: tuple[Goals, ...] = ()
 
 
@@ -105,8 +107,13 @@ class Match:
 
 def heads(node: ir.Node) -> tuple[OpKey | None, ...]:
     """Return what operator each input of `node` comes from."""
-    producers = [None if value is None else value.producer() for value in node.inputs]
-    return tuple([None if p is None else (p.domain, p.op_type) for p in producers])
+    return tuple([head(value) for value in node.inputs])
+
+
+def head(value: ir.Value | None) -> OpKey | None:
+    """Return what operator `value` comes from."""
+    producer = None if value is None else value.producer()
+    return None if producer is None else (producer.domain, producer.op_type)
 
 
 def plausible(rule: Rule, inputs: Sequence[OpKey | None]) -> bool:
@@ -142,6 +149,8 @@ def _show(thing: object) -> str:
             return f"'{thing.name}'" if number is None else f"'{thing.name}' ({number:g})"
         case ir.Node():
             return f"{thing.op_type} '{label(thing)}'"
+        case Call():
+            return thing.operators
         case _:
             return str(thing)
 
@@ -242,7 +251,13 @@ class _Attempt:
 
     def any_of(self, pattern: AnyOf, value: ir.Value | None, rest: Goals) -> Sequence[Goals]:
         self.bound[pattern] = value
-        return [(option, value, rest) for option in pattern.options]
+        options = zip(pattern.options, pattern.heads, strict=True)
+        key = head(value)
+        return [(option, value, rest) for option, heads in options if self.admits(heads, key)]
+
+    def admits(self, heads: Heads, key: OpKey | None) -> bool:
+        """Whether a value from the operator `key` is worth a try; to explain, all are."""
+        return heads is None or key in heads or self.scope.explain
 
     def shared(self, pattern: Shared, value: ir.Value | None, rest: Goals) -> Sequence[Goals]:
         self.bound[pattern] = value
@@ -252,9 +267,9 @@ class _Attempt:
         call = pattern.call
         node = None if value is None else value.producer()
         if value is None or node is None:
-            return self.fail("{} is not computed; the rule needs {}", value, call.operators)
+            return self.fail("{} is not computed; the rule needs {}", value, call)
         if call.ops and (node.domain, node.op_type) not in call.ops:
-            return self.fail("{} comes from {}; the rule needs {}", value, node, call.operators)
+            return self.fail("{} comes from {}; the rule needs {}", value, node, call)
         if node.graph is not self.graph:
             return self.fail("{} is computed outside of the subgraph of {}", value, self.root)
         if value.index() != pattern.index:
@@ -285,12 +300,21 @@ class _Attempt:
         elif any(value is not None for value in values[len(patterns) :]):
             return self.fail("{} has {} inputs, the rule {}", node, len(values), len(patterns))
         if call.commutative and len(values) == 2 and len(patterns) == 2:
-            (p, q), (a, b) = patterns, values
-            straight: Goals = (p, a, (q, b, rest))
-            return (straight, (p, b, (q, a, rest))) if a is not b else (straight,)
+            return self.either_way(call, values, rest)
         for i in reversed(range(len(patterns))):
             rest = (patterns[i], values[i] if i < len(values) else None, rest)
         return (rest,)
+
+    def either_way(self, call: Call, values: Sequence[ir.Value | None], rest: Goals) -> Sequence[Goals]:
+        """Return the ways to match two operands in either order."""
+        (p, q), (p_heads, q_heads), (a, b) = call.inputs, call.heads, values
+        a_key, b_key = head(a), head(b)
+        ways: list[Goals] = []
+        if self.admits(p_heads, a_key) and self.admits(q_heads, b_key):
+            ways.append((p, a, (q, b, rest)))
+        if a is not b and self.admits(p_heads, b_key) and self.admits(q_heads, a_key):
+            ways.append((p, b, (q, a, rest)))
+        return ways
 
     def rest(self, before: Sequence[Pattern], pattern: Pattern, values: Sequence[ir.Value | None]) -> bool:
         var = cast(Rest, pattern).var

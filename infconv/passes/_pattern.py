@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cached_property
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -171,6 +171,8 @@ class AnyOf(Pattern):
     """One of several patterns."""
 
     options: tuple[Pattern, ...]
+    heads: tuple[frozenset[OpKey | None] | None, ...]
+    """The operators that each option may come from; None among them: no operator. None: anything."""
 
     def __str__(self) -> str:
         return " | ".join(map(str, self.options))
@@ -296,7 +298,8 @@ class PatternBuilder:
 
     def any_of(self, *options: Any) -> AnyOf:
         """Return the pattern of one of `options`. A variable that only others have is None."""
-        return AnyOf(tuple(_as_pattern(option) for option in options))
+        patterns = tuple(_as_pattern(option) for option in options)
+        return AnyOf(patterns, tuple(map(_heads, patterns)))
 
     def shared(self, inner: Any) -> Shared:
         """Return the pattern `inner` of an operator whose value may have other users."""
@@ -328,6 +331,9 @@ def _heads(pattern: Pattern) -> frozenset[OpKey | None] | None:
             return pattern.call.ops or None
         case Shared():
             return _heads(pattern.inner)
+        case AnyOf():
+            known = [heads for heads in pattern.heads if heads is not None]
+            return frozenset[OpKey | None]().union(*known) if len(known) == len(pattern.heads) else None
         case Const() | Literal():
             return _CONSTANT
         case _:
@@ -403,6 +409,21 @@ def children(pattern: Pattern) -> tuple[Pattern, ...]:
             return pattern.options
         case _:
             return ()
+
+
+def may_match(pattern: Pattern, operators: Collection[OpKey]) -> bool:
+    """Whether a model of these operators has those that `pattern` cannot do without."""
+    match pattern:
+        case Out():
+            call = pattern.call
+            present = not call.ops or any(key in operators for key in call.ops)
+            return present and all(may_match(child, operators) for child in call.inputs)
+        case Shared():
+            return may_match(pattern.inner, operators)
+        case AnyOf():
+            return any(may_match(option, operators) for option in pattern.options)
+        case _:
+            return True
 
 
 def first_input(pattern: Pattern) -> Pattern | None:

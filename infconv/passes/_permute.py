@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import TypeAlias, cast
 
 import numpy as np
@@ -53,9 +54,10 @@ def between(start: Sequence[int], end: Sequence[int]) -> Perm:
     return tuple(start.index(axis) for axis in end)
 
 
-def is_identity(perm: Sequence[int]) -> bool:
+@cache
+def is_identity(perm: Perm) -> bool:
     """Whether `perm` changes nothing."""
-    return list(perm) == list(range(len(perm)))
+    return perm == tuple(range(len(perm)))
 
 
 @dataclasses.dataclass(frozen=True)

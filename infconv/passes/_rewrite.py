@@ -220,9 +220,10 @@ class _Rewriter:
         is_output = old.is_graph_output()
         if made or is_output:
             new.name = old.name
-        if old.type is not None and (made or new.type is None):
+        # An output is declared as it was: not only its name is seen, its type and the names of its sizes are too.
+        if old.type is not None and (made or is_output or new.type is None):
             new.type = old.type
-        if old.shape is not None and (made or new.shape is None):
+        if old.shape is not None and (made or is_output or new.shape is None):
             new.shape = old.shape
         if is_output:
             self.outputs.replace(old, new)

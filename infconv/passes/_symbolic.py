@@ -162,7 +162,7 @@ class Symbolic:
             hint = (None,) * len(derived)
         if declared is None or len(declared) != len(derived):
             declared = (None,) * len(derived)
-        if all(type(dim) is int for dim in derived):
+        if all(not isinstance(dim, Expr) or dim.known for dim in derived):
             settled = derived
         else:
             settled = tuple(
@@ -170,7 +170,7 @@ class Symbolic:
                 for axis, dim in enumerate(derived)
             )
         self.facts.dims[value] = settled
-        if any(type(a) is int and type(b) is int and a != b and b >= 0 for a, b in zip(settled, declared, strict=True)):
+        if settled != declared and any(map(_differ, settled, declared)):
             self.contradictions.append(value)
 
     def _settled(
@@ -316,7 +316,11 @@ class Symbolic:
 def _declared(value: ir.Value) -> tuple[int | str | None, ...] | None:
     if value.shape is None:
         return None
-    return tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape.dims)
+    return tuple([dim if isinstance(dim, int) else dim.value for dim in value.shape.dims])
+
+
+def _differ(derived: Dim, declared: int | str | None) -> bool:
+    return isinstance(derived, int) and isinstance(declared, int) and derived != declared and declared >= 0
 
 
 def _dtype(op: Op, kind: DTypeRule) -> ir.DataType | None:

@@ -160,7 +160,7 @@ class LowerEinsum(RewritePass):
     needs_shapes: ClassVar[bool] = True
     rules: ClassVar[Sequence[Rule]] = (
         Rule(
-            match=lambda op, xs, equation: op.Einsum(op.rest(xs), equation=equation),
+            match=lambda op, xs, equation: op.Einsum(op.rest(xs), equation=op.attr(equation, bool)),
             build=_lower,
             since_opset=12,
         ),

@@ -48,7 +48,7 @@ class LowerGroupNorm(RewritePass):
     needs_shapes: ClassVar[bool] = True
     rules: ClassVar[Sequence[Rule]] = (
         Rule(
-            match=lambda op, x, s, b, g, e: op.GroupNormalization(x, s, b, num_groups=g, epsilon=e),
+            match=lambda op, x, s, b, g, e: op.GroupNormalization(x, s, b, num_groups=op.attr(g, bool), epsilon=e),
             build=_parts,
             since_opset=21,
         ),

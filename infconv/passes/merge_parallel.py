@@ -167,9 +167,21 @@ def _product(op: Builder, group: Sequence[_Branch]) -> ir.Value:
         parts = [np.broadcast_to(0.0 if b.bias is None else b.bias, b.linear.outputs) for b in group]
         bias = op.const(rounded(np.concatenate(parts), group[0].linear.weight.dtype))
     if node.op_type != "MatMul":
-        return op.call(node.op_type, node.inputs[0], weight, *([] if bias is None else [bias]), _attrs=attributes)
-    product = op.MatMul(node.inputs[0], weight)
-    return product if bias is None else op.Add(product, bias)
+        inputs = [node.inputs[0], weight, *([] if bias is None else [bias])]
+        return _described(op.call(node.op_type, *inputs, _attrs=attributes), group)
+    product = _described(op.MatMul(node.inputs[0], weight), group)
+    return product if bias is None else _described(op.Add(product, bias), group)
+
+
+def _described(product: ir.Value, group: Sequence[_Branch]) -> ir.Value:
+    """Give `product` the type of one branch, and its shape with the channels of all: no step infers shapes later."""
+    one = group[0].node.outputs[0]
+    product.type = one.type
+    if one.shape is not None:
+        dims = list(one.shape)
+        dims[1 if group[0].node.op_type == "Conv" else -1] = sum(branch.linear.outputs for branch in group)
+        product.shape = ir.Shape(dims)
+    return product
 
 
 def _concatenated(weights: Sequence[ir.Value], axis: int) -> ir.TensorProtocol:

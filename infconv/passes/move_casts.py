@@ -11,6 +11,7 @@ from infconv.passes import _values
 from infconv.passes._base import RewritePass
 from infconv.passes._build import Builder
 from infconv.passes._compose import cast_type, holds, unless_shared
+from infconv.passes._elementwise import is_common
 from infconv.passes._moves import RESHAPING
 from infconv.passes._pattern import Pattern, PatternBuilder, Refuse
 from infconv.passes._rewrite import Rule
@@ -37,6 +38,7 @@ def _merged(op: Builder, y: ir.Value, node: ir.Node) -> ir.Value:
     source, middle, result = _values.dtype_of(x), cast_type(inner), cast_type(node)
     if x is None or source is None or not holds(middle, source):
         raise Refuse(f"the Cast from {source} to {middle} may lose something")
+    _check_type(source)
     moved = x
     for step in reversed(between):
         moved = _again(op, step, moved)
@@ -55,13 +57,20 @@ def _after(op: Builder, x: ir.Value, first: ir.Node, second: ir.Node) -> ir.Valu
     before, after = _values.known_shape(first.outputs[0]), _values.known_shape(second.outputs[0])
     if before is None or after is None or _size(after) >= _size(before):
         raise Refuse("the part is not known to be smaller")
+    _check_type(_values.dtype_of(x))
     return op.Cast(_again(op, second, x), _attrs=first.attributes)
 
 
 def _before(op: Builder, x: ir.Value, first: ir.Node, second: ir.Node) -> ir.Value:
     """Convert before repeating."""
+    _check_type(cast_type(second))
     converted = op.Cast(x, _attrs=second.attributes)
     return op.call(first.op_type, converted, *first.inputs[1:], _attrs=first.attributes)
+
+
+def _check_type(dtype: ir.DataType | None) -> None:
+    if not is_common(dtype):
+        raise Refuse(f"moving elements of {dtype} is not possible everywhere")
 
 
 def _size(shape: Sequence[int]) -> int:
@@ -82,6 +91,7 @@ def _joined(op: Builder, parts: tuple[ir.Value, ...], node: ir.Node) -> ir.Value
         if cast is None or cast.op_type != "Cast" or cast.domain or cast_type(cast) != cast_type(first):
             raise Refuse("an operand is not such a Cast")
         unless_shared(cast, parts.count(cast.outputs[0]))
+    _check_type(next(iter(types)))
     sources = [cast.inputs[0] for cast in casts if cast is not None]
     return op.Cast(op.Concat(*sources, _attrs=node.attributes), _attrs=first.attributes)
 

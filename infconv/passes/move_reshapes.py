@@ -108,7 +108,8 @@ def _again(op: Builder, node: ir.Node, x: ir.Value) -> ir.Value:
     source = _operand(node)
     like = node.outputs[0]
     if node.op_type == "Gemm":
-        product = op.MatMul(x, node.inputs[1], _like=like)
+        product: ir.Value = op.MatMul(x, node.inputs[1], _like=like)
+        product.shape = None
         biased = len(node.inputs) > 2 and node.inputs[2] is not None
         return op.Add(product, node.inputs[2], _like=like) if biased else product
     inputs = [x if value is source else value for value in node.inputs]

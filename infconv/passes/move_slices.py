@@ -10,7 +10,7 @@ import onnx_ir as ir
 from infconv.passes import _values
 from infconv.passes._base import RewritePass
 from infconv.passes._build import Builder
-from infconv.passes._elementwise import BROADCASTING, UNARY
+from infconv.passes._elementwise import BROADCASTING, UNARY, is_common
 from infconv.passes._moves import from_front, integer, slices
 from infconv.passes._pattern import Refuse
 from infconv.passes._rewrite import Rule
@@ -24,6 +24,7 @@ def _earlier(op: Builder, y: ir.Value, inner: ir.Node, node: ir.Node) -> ir.Valu
     rank = _values.rank(y)
     if source is None or rank is None or _values.rank(source) != rank:
         raise Refuse("the operand is not one tensor of the same rank")
+    _check_type(source)
     axes = _axes(node, op.opset, rank)
     _check_smaller(node, y, axes)
     for axis in axes:
@@ -35,6 +36,11 @@ def _earlier(op: Builder, y: ir.Value, inner: ir.Node, node: ir.Node) -> ir.Valu
     taken.shape = _shape_of_part(source, node, axes)
     inputs = [taken if value is source else value for value in inner.inputs]
     return op.call(inner.op_type, *inputs, _attrs=_attributes(inner, node, rank))
+
+
+def _check_type(value: ir.Value) -> None:
+    if not is_common(_values.dtype_of(value)):
+        raise Refuse(f"the type of '{value.name}' is not known, or moving its elements is not possible everywhere")
 
 
 def _operand(node: ir.Node) -> ir.Value | None:
@@ -123,6 +129,7 @@ def _attributes(inner: ir.Node, node: ir.Node, rank: int) -> dict[str, ir.Attr]:
 
 def _later(op: Builder, x: ir.Value, first: ir.Node, second: ir.Node) -> ir.Value:
     """Compute before repeating."""
+    _check_type(second.outputs[0])
     shape, repeated = _values.known_shape(x), _values.known_shape(first.outputs[0])
     if shape is not None and shape == repeated:
         raise Refuse("nothing is repeated")

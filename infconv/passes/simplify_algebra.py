@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -12,11 +11,10 @@ import onnx_ir as ir
 from infconv.passes import _values
 from infconv.passes._base import Context, RewritePass
 from infconv.passes._build import Builder
-from infconv.passes._elementwise import BROADCASTING, SAME_SHAPE, is_needless
 from infconv.passes._match import Match
-from infconv.passes._moves import axes_of, from_front, integer
 from infconv.passes._pattern import Pattern, PatternBuilder, Refuse
 from infconv.passes._rewrite import Rule, all_of, is_float, rewrite
+from infconv.passes._simpler_shapes import RULES as SHAPE_RULES
 
 _NOT_NEGATIVE = ("Abs", "Exp", "HardSigmoid", "ReduceL1", "ReduceL2", "ReduceSumSquare", "Sigmoid", "Softmax")
 """Their results are at least 0, or NaN."""
@@ -96,58 +94,9 @@ def _of_bool(match: Match) -> str | None:
     return None if _values.dtype_of(match.value("c")) == ir.DataType.BOOL else "c is not known to be boolean"
 
 
-# --- shapes --------------------------------------------------------------------------------------------------------
-
-
-def _unexpanded(op: Builder, operands: tuple[ir.Value, ...], node: ir.Node) -> ir.Value:
-    """Give `node` what its operands were before they were repeated, where it repeats them itself."""
-    made = list(operands)
-    for i, value in enumerate(operands):
-        source = _before_expansion(value, node)
-        others = [*made[:i], *made[i + 1 :]]
-        slope_only = node.op_type == "PRelu" and i == 0
-        if source is not None and not slope_only and is_needless(source, value, others, 2 * (node.op_type == "MatMul")):
-            made[i] = source
-    if all(a is b for a, b in zip(made, operands, strict=True)):
-        raise Refuse("no operand is repeated to a shape that it would be broadcast to anyway")
-    return op.call(node.op_type, *made, _attrs=node.attributes)
-
-
-def _before_expansion(value: ir.Value, node: ir.Node) -> ir.Value | None:
-    """Return what was repeated; a reshape counts only where it goes then: patterns look for one value, not for two."""
-    producer = value.producer()
-    if producer is None or producer.domain or producer.op_type not in ("Expand", "Tile", "Unsqueeze", "Reshape"):
-        return None
-    if producer.op_type in ("Unsqueeze", "Reshape") and (
-        value.is_graph_output() or _values.use_count(value) > sum(other is value for other in node.inputs)
-    ):
-        return None
-    return producer.inputs[0]
-
-
-def _squeeze(op: Builder, match: Match) -> ir.Value:
-    """A reduction over axes of size 1 that drops them is a Squeeze."""
-    node, x = match["node"], match.value("x")
-    rank, axes = _values.rank(x), axes_of(node)
-    if rank is None or integer(node, "keepdims", 1) or (axes is None and integer(node, "noop_with_empty_axes", 0)):
-        raise Refuse("the axes stay, or are not known")
-    gone = from_front(axes if axes is not None else range(rank), rank)
-    if any(_values.static_dim(x, axis) != 1 for axis in gone):
-        raise Refuse("an axis may not be of size 1")
-    return op.Squeeze(x, axes=gone) if op.opset < 13 else op.Squeeze(x, np.array(gone, np.int64))
-
-
-def _as_reshape(op: Builder, x: ir.Value, indices: ir.Value) -> ir.Value:
-    """GatherND that takes every element in order."""
-    found, shape = _values.constant(indices), _values.known_shape(x)
-    if found is None or shape is None or not found.size or found.shape[-1] != len(shape):
-        raise Refuse("the indices are not constant, or not those of single elements")
-    if found.size // len(shape) != math.prod(shape):
-        raise Refuse("it does not take all elements")
-    positions = np.ravel_multi_index(tuple(np.moveaxis(found % shape, -1, 0)), shape).reshape(-1)
-    if not np.array_equal(positions, np.arange(positions.size)):
-        raise Refuse("it changes the order")
-    return op.Reshape(x, np.array(found.shape[:-1], np.int64))
+def _gives_bool(match: Match) -> str | None:
+    """Ask for truth values: a number 1 is no True."""
+    return None if _values.dtype_of(match.outputs[0]) == ir.DataType.BOOL else "the result is not known to be boolean"
 
 
 _LOGIC = (
@@ -162,8 +111,18 @@ _LOGIC = (
         lambda op, c, x, y: op.Where(op.Not(c), x, y),
         lambda op, c, x, y: op.Where(c, y, x),
     ),
-    _rule("Where True False", lambda op, c: op.Where(c, True, False), lambda op, c: c),
-    _rule("Where False True", lambda op, c: op.Where(c, False, True), lambda op, c: op.Not(c)),
+    Rule(
+        match=lambda op, c: op.Where(c, True, False),
+        build=lambda op, c: c,
+        when=_gives_bool,
+        name="Where True False",
+    ),
+    Rule(
+        match=lambda op, c: op.Where(c, False, True),
+        build=lambda op, c: op.Not(c),
+        when=_gives_bool,
+        name="Where False True",
+    ),
     _rule("Where 1 0", lambda op, c: op.Where(c, _exactly(op, 1), _exactly(op, 0)), _to_number),
     _rule("Xor True", lambda op, c: op.Xor(c, True), lambda op, c: op.Not(c)),
     Rule(
@@ -251,36 +210,6 @@ _PRODUCTS = (
     ),
     _rule("Sum of two", lambda op, a, b: op.Sum(a, b), lambda op, a, b: op.Add(a, b), since=8),
 )  # fmt: skip
-_SHAPES = (
-    Rule(
-        match=lambda op, operands, node: op.any(*BROADCASTING, "PRelu", "MatMul")(
-            op.rest(operands), _attrs=..., _node=node
-        ),
-        build=_unexpanded,
-        since_opset=8,
-        name="Expand before broadcasting",
-    ),
-    Rule(
-        match=lambda op, x, others, attrs: op.Shape(
-            op.shared(op.any(*SAME_SHAPE)(x, op.rest(others), _attrs=...)), _attrs=attrs
-        ),
-        build=lambda op, x, attrs: op.Shape(x, _attrs=attrs),
-        name="Shape of the same shape",
-    ),
-    Rule(
-        match=lambda op, x, others, node: op.any("ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum")(
-            x, op.rest(others), _attrs=..., _node=node
-        ),
-        build=_squeeze,
-        name="reduction of single elements",
-    ),
-    Rule(
-        match=lambda op, x, indices: op.GatherND(x, op.const(indices)),
-        build=_as_reshape,
-        since_opset=11,
-        name="GatherND of all elements",
-    ),
-)
 _INVERSE = _rule("x / c", lambda op, x, c: op.Div(x, op.const(c)), _inverse, floats=True)
 _ROUNDED = _rule("x / c, rounded", lambda op, x, c: op.Div(x, op.const(c)), _times_inverse, floats=True)
 
@@ -291,14 +220,15 @@ class SimplifyAlgebra(RewritePass):
     x² is x·x, x⁰·⁵ is √x, x/4 is x·0.25 (divisions only by powers of two, whose inverses are exact); x·(1/y) is x/y;
     signs are moved into Add and Sub; a·x + b·x of constants a and b is (a+b)·x, a·x + a·y is a·(x+y). Of logic: Not of
     a comparison of integers, Where of a Not, Where(c, 1, 0), Equal(Cast(c), 0). An Expand, Tile, Unsqueeze or Reshape
-    goes that only repeats what an operator broadcasts anyway. Shape reads what an element-wise operator read. A
+    goes that only repeats what an operator broadcasts anyway; Expand, Squeeze and Unsqueeze by constants take the place
+    of an Expand or Reshape to a computed shape. Shape reads what an element-wise operator read. A
     reduction over axes of size 1 that drops them is a Squeeze.
 
     `y = Add(x, Expand(b, [4, 8]))` of `x: float[4, 8]` becomes `y = Add(x, b)`.
     """
 
     needs_shapes: ClassVar[bool] = True
-    rules: ClassVar[Sequence[Rule]] = (_INVERSE, *_PRODUCTS, *_SIGNS, *_LOGIC, *_SHAPES)
+    rules: ClassVar[Sequence[Rule]] = (_INVERSE, *_PRODUCTS, *_SIGNS, *_LOGIC, *SHAPE_RULES)
 
     allow_rounding: bool = False
     """Turn division by any constant into multiplication; the inverse is rounded, the result may differ by one bit."""

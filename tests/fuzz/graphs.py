@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from tests.fuzz import movement as m
+from tests.fuzz import operators as o
 from tests.fuzz.builder import LIMIT, Builder, Value
-from tests.fuzz.operators import PRODUCERS, in_branch
 
 OPSETS = (13, 17, 18, 20, 21)
+PRODUCERS: tuple[Callable[[Builder], None], ...] = (
+    *(o.unary, o.unary_with_attributes, o.safe_unary, o.binary, o.with_constant, o.with_constant, o.power, o.variadic),
+    *(o.clip, o.activation, o.activation, o.layer_norm, o.softmax, o.reduce, o.matmul, o.matmul, o.attention),
+    *(o.parallel, o.gemm, o.conv, o.conv, o.batch_norm, o.pool),
+    *(m.reshape, m.reshape, m.transpose, m.transpose, m.unsqueeze, m.squeeze, m.concat, m.split, m.slice_, m.slice_),
+    *(m.gather, m.pad, m.expand, m.tile, m.cast, m.where, m.identity, m.dropout, m.constant_part, m.einsum),
+)
+"""What adds to a graph, each as often as it is named."""
 
 
 def random_model(seed: int) -> onnx.ModelProto:
@@ -69,7 +79,7 @@ def _add_flag(builder: Builder) -> bool:
 def _outputs(builder: Builder, inputs: list[Value]) -> list[Value]:
     """Return what nothing consumes, mostly, and now and then a value that is consumed too."""
     used = {name for node in builder.nodes for name in node.input}
-    made = [v for v in builder.values if v not in inputs and v.size]
+    made = [v for v in builder.values if v not in inputs]
     made = made or [builder.same("Relu", inputs[0])]
     ends = [v for v in made if v.name not in used]
     count = min(len(ends), builder.number(1, 4))
@@ -96,7 +106,7 @@ def _repeat_a_node(builder: Builder) -> None:
 
 def _if(builder: Builder) -> None:
     """Add an If whose branches capture what is around them; its condition is an input, a constant or computed."""
-    x = builder.pick(where=lambda v: v.size <= LIMIT)
+    x = builder.pick(where=lambda v: v.size <= LIMIT and builder.may_capture(v))
     condition = builder.pick(dtype=TensorProto.BOOL, where=lambda v: v.shape == ())
     if condition is None or builder.chance(0.2):
         condition = builder.constant(builder.chance(0.5), np.bool_)
@@ -111,7 +121,7 @@ def _branch(outer: Builder, x: Value, name: str) -> onnx.GraphProto:
     builder = Builder(outer.rng, outer.opset, outer)
     value = x
     for _ in range(builder.number(0, 3)):
-        value = in_branch(builder, value)
+        value = o.in_branch(builder, value)
     if value is x:
         value = builder.same(builder.choose(["Identity", "Relu"]), x)
     assert math.prod(value.shape) == math.prod(x.shape)

@@ -130,3 +130,16 @@ def context():
     from infconv.passes import Context
 
     return Context()
+
+
+def test_what_it_makes_has_its_shape() -> None:
+    model = parse("""
+        m (float[batch, 2] x) => (float[batch, 2] y, float[batch, 1] z)
+        <float[2, 2] v = {1, 2, 3, 4}, float[2, 1] w = {5, 6}, float[2] b = {7, 8}, float[1] c = {9}>
+        { p = MatMul(x, v)
+          y = Add(p, b)
+          q = MatMul(x, w)
+          z = Add(q, c) }""")
+    assert apply(MergeParallel(), model) == 1
+    assert [str(node.outputs[0].shape) for node in model.graph][:2] == ["[batch,3]", "[batch,3]"]
+    assert apply(InferShapes(), model) == 0

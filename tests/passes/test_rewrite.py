@@ -806,3 +806,11 @@ def _with_constant(op_type: str, dtype: str, value: np.ndarray) -> ir.Model:
     constant.const_value = ir.tensor(value)
     model.graph.register_initializer(constant)
     return model
+
+
+def test_an_output_keeps_its_unnamed_dimension_when_an_inner_value_takes_its_place() -> None:
+    twice = Rule("abs-abs", lambda op, x: op.Abs(op.Abs(x, _outputs=["inner"])), lambda op, x, inner: inner)
+    model = parse("m (float[k, 8] x) => (float[?, 8] y) { a = Abs(x) y = Abs(a) }", infer=False)
+    declared = signature(model)
+    assert apply(twice, model) == 1
+    assert signature(model) == declared

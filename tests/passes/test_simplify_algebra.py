@@ -311,3 +311,29 @@ def test_a_reshape_that_others_use_is_no_gain() -> None:
         { r = Reshape (x, s) y = Add (r, z) w = Exp (r) }""",
         "no operand is repeated",
     )
+
+
+def test_repeated_without_computing_the_shape() -> None:
+    check_rewrite(
+        SIMPLIFY,
+        """m (float[batch, 1, n] x) => (float[batch, 4, n] y) <int64[1] i = {0}, int64[1] j = {2}, int64[1] four = {4},
+        float[batch, 4, n] e>
+        { s = Shape (x) b = Gather (s, i) n = Gather (s, j) t = Concat <axis = 0> (b, four, n) e = Expand (x, t)
+          y = Exp (e) }""",
+        """m (float[batch, 1, n] x) => (float[batch, 4, n] y) <int64[3] t = {1, 4, 1}>
+        { e = Expand (x, t) y = Exp (e) }""",
+        1,
+    )
+
+
+def test_squeezed_without_computing_the_shape() -> None:
+    head = "m (float[batch, 1, n] x) => (float[batch, n] y, float[batch, n, 1] z)"
+    shapes = "<int64[1] i = {0}, int64[1] j = {2}, int64[1] one = {1}, float[batch, n] q, float[batch, n, 1] r>"
+    check_rewrite(
+        SIMPLIFY,
+        f"""{head} {shapes} {{ s = Shape (x) b = Gather (s, i) n = Gather (s, j) t = Concat <axis = 0> (b, n)
+        q = Reshape (x, t) y = Exp (q) u = Concat <axis = 0> (b, n, one) r = Reshape (q, u) z = Exp (r) }}""",
+        f"""{head} <int64[1] one = {{1}}, int64[1] two = {{2}}>
+        {{ q = Squeeze (x, one) y = Exp (q) r = Unsqueeze (q, two) z = Exp (r) }}""",
+        2,
+    )
