@@ -91,7 +91,10 @@ def show_passes(name: str | None, why: str | None, json: bool) -> None:
 def _describe_pass(name: str, kind: Any) -> dict[str, Any]:
     texts = kind.option_help()
     options = {
-        field: {"help": texts[field], "default": plain(info.get_default(call_default_factory=True))}
+        field: {
+            "help": texts[field],
+            "default": None if info.is_required() else plain(info.get_default(call_default_factory=True)),
+        }
         for field, info in kind.model_fields.items()
     }
     return {"pass": name, "summary": kind.summary(), "documentation": (kind.__doc__ or "").strip(), "options": options}
@@ -153,8 +156,10 @@ def show_model(path: str, target: str | None, json: bool) -> None:
 
 
 def _describe_value(value: Any) -> dict[str, Any]:
+    from infconv.census import numpy_name
+
     shape = None if value.shape is None else [d if isinstance(d, int) else d.value for d in value.shape]
-    return {"name": value.name, "dtype": None if value.dtype is None else value.dtype.name.lower(), "shape": shape}
+    return {"name": value.name, "dtype": None if value.dtype is None else numpy_name(value.dtype), "shape": shape}
 
 
 def _refused(model: Any, target: str) -> list[str]:

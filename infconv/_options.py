@@ -21,9 +21,9 @@ def memory(text: str | None) -> int | None:
     return None if text is None else int(_quantity(text, _UNITS, "--memory-limit", "8GiB"))
 
 
-def duration(text: str | None) -> float | None:
-    """Parse `30m`, `90s`, `1.5h` to seconds. Raises UsageError."""
-    return None if text is None else _quantity(text, _SECONDS, "--timeout", "30m")
+def duration(text: str | None, option: str = "--timeout") -> float | None:
+    """Parse `30m`, `90s`, `1.5h` to seconds. Raises UsageError naming the `option`."""
+    return None if text is None else _quantity(text, _SECONDS, option, "30m")
 
 
 def _quantity(text: str, units: dict[str, Any], option: str, example: str) -> float:

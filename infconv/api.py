@@ -210,14 +210,21 @@ def compare(
     feeds = [s.inputs for s in samples]
     references, actuals = run_artifact(os.fspath(a), feeds), run_artifact(os.fspath(b), feeds)
     checks = [
-        SampleCheck(sample.label, compare_outputs(*_same_names(reference, actual), tolerance))
+        SampleCheck(sample.label, compare_outputs(*_one_name_each(a, b, reference, actual), tolerance))
         for sample, reference, actual in zip(samples, references, actuals, strict=True)
     ]
     passed = all(o.ok for check in checks for o in check.outputs)
     return Comparison(os.fspath(a), os.fspath(b), passed, checks)
 
 
-def _same_names(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Return both by the names that they share, where one format knows an output by several names."""
-    shared = [name for name in a if name in b]
-    return ({n: a[n] for n in shared}, {n: b[n] for n in shared}) if shared and len(a) != len(b) else (a, b)
+def _one_name_each(
+    a: PathLike, b: PathLike, of_a: Mapping[str, Any], of_b: Mapping[str, Any]
+) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Return the outputs with one name each: an OpenVINO IR knows an output by several, of which the other has one."""
+    irs = [os.fspath(path).endswith(".xml") for path in (a, b)]
+    if not any(irs):
+        return of_a, of_b
+    shared = [name for name in of_a if name in of_b]
+    lone = [name for outputs, is_ir in ((of_a, irs[0]), (of_b, irs[1])) if not is_ir for name in outputs]
+    keep = {*shared, *lone}
+    return {n: v for n, v in of_a.items() if n in keep}, {n: v for n, v in of_b.items() if n in keep}

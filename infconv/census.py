@@ -91,4 +91,9 @@ def _compute_type(node: ir.Node) -> str:
 def _type_name(value: ir.Value) -> str:
     if value.dtype is None:
         return "unknown"
-    return {"FLOAT": "float32", "DOUBLE": "float64"}.get(value.dtype.name, value.dtype.name.lower())
+    return numpy_name(value.dtype)
+
+
+def numpy_name(dtype: ir.DataType) -> str:
+    """Return the type's name as numpy spells it."""
+    return {"FLOAT": "float32", "DOUBLE": "float64", "STRING": "str"}.get(dtype.name, dtype.name.lower())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from infconv.errors import InfconvError, UsageError
+from infconv.errors import InfconvError, Interrupted, UsageError
 
 if TYPE_CHECKING:
     from infconv.result import Result
@@ -128,7 +128,7 @@ def convert(
                 atol=atol,
                 rtol=rtol,
                 min_sqnr=min_sqnr,
-                step_timeout=_options.duration(step_timeout),
+                step_timeout=_options.duration(step_timeout, "--step-timeout"),
                 io_types=io_types,
                 options=_options.exporter_options(option or []),
                 frontend=frontend,
@@ -215,18 +215,27 @@ def _report(result: Result, json: bool, quiet: bool) -> int:
 
 
 def _guarded(command: Callable[[], int], json: bool) -> int:
-    """Return `command()`'s exit code, or that of the InfconvError it raised, which is printed."""
+    """Return `command()`'s exit code, or that of what it raised, which is printed: one document with `json`."""
     try:
-        return command()
+        with contextlib.redirect_stderr(sys.__stderr__):
+            return command()
     except InfconvError as error:
-        from infconv import console
-        from infconv.result import Result
+        failure = error
+    except KeyboardInterrupt:
+        failure = Interrupted("Interrupted.", "Nothing was written.")
+    except Exception as error:  # a bug, of whatever kind: it is told as one, and its traceback kept
+        from infconv.crash import report_bug
 
+        failure = report_bug(error)
+    from infconv import console
+    from infconv.result import Result
+
+    with contextlib.redirect_stderr(sys.__stderr__):
         if json:
-            console.print_json(Result(error=error).as_json())
+            console.print_json(Result(error=failure).as_json())
         else:
-            console.print_error(error)
-        return error.exit_code
+            console.print_error(failure)
+    return failure.exit_code
 
 
 def _show(command: Callable[[], None], json: bool) -> None:

@@ -76,6 +76,13 @@ class DependencyError(InfconvError):
     code = "dependency"
 
 
+class Interrupted(InfconvError):
+    """The user, or the system, ended the run."""
+
+    exit_code = 130
+    code = "interrupted"
+
+
 def missing_extra(package: str, extra: str, purpose: str) -> DependencyError:
     """Return the error for an optional `package` that `purpose` needs and the `extra` brings."""
     return DependencyError(

@@ -89,8 +89,8 @@ def read_proto(path: str | os.PathLike[str]) -> tuple[onnx.ModelProto, mmap.mmap
 
 
 def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return " ".join(lines[:2]) if lines[0].rstrip().endswith(":") else lines[0]
 
 
 def _map_file(path: Path) -> mmap.mmap:

@@ -43,7 +43,7 @@ def plan(spec: PipelineSpec) -> list[Job]:
     jobs = [_plan_target(spec, entry) for entry in spec.targets]
     seen: dict[Path, Job] = {}
     for job in jobs:
-        other = seen.setdefault(job.output.absolute(), job)
+        other = seen.setdefault(job.output.resolve(), job)
         if other is not job:
             raise UsageError(
                 f"Targets {other.entry.target} and {job.entry.target} would both write '{job.output}'.",
@@ -70,11 +70,11 @@ def _output_path(source: str, entry: TargetEntry, exporter: Exporter) -> Path:
     """Return where the artifact goes: the file named, or a file in the folder named, or one in the current folder."""
     named = Path(entry.output) if entry.output else None
     if named is not None and named.suffix and not named.is_dir():
-        if named.absolute() == Path(source).absolute():
+        if named.resolve() == Path(source).resolve():
             raise UsageError(f"The output '{named}' is the source itself.", "Name another file with --output.")
         return _with_suffix(named, exporter)
     output = (named or Path()) / default_output(source, type(exporter), entry.precision)
-    if output.absolute() == Path(source).absolute():
+    if output.resolve() == Path(source).resolve():
         return output.with_suffix(f".optimized{exporter.suffix}")
     return output
 

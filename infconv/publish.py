@@ -85,14 +85,29 @@ def publish(files: Sequence[Path], folder: Path) -> list[Path]:
     any moment leaves the old artifact, or none, or the new one, never a mixture.
     """
     finals = [folder / file.name for file in files]
+    for final in finals:
+        if final.is_dir():
+            raise UsageError(f"'{final}' is a folder, and in the way of a file to be written.", "Move it away.")
+    old = _set_aside(finals[0], files[0].parent)
     try:
-        if len(files) > 1:
-            finals[0].unlink(missing_ok=True)
         for file, final in reversed(list(zip(files, finals, strict=True))):
             file.replace(final)
     except OSError as error:
-        raise ResourceError(f"Cannot move the artifact to '{folder}': {error.strerror}.") from error
+        if old is not None:
+            old.replace(finals[0])
+        raise ResourceError(
+            f"Cannot move the artifact to '{folder}': {error.strerror}.", "Choose another --output."
+        ) from error
     return finals
+
+
+def _set_aside(final: Path, stage: Path) -> Path | None:
+    """Move the old artifact to staging, where it can be brought back from; return where it is, if there was one."""
+    if not final.exists():
+        return None
+    old = stage / "old"
+    final.replace(old)
+    return old
 
 
 def digest(path: Path) -> str:

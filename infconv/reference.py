@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -215,13 +216,13 @@ def _make_value(info: InputInfo, shape: tuple[int, ...], rng: np.random.Generato
     if info.mask and shape:
         return _padding_mask(shape, rng).astype(info.dtype)
     if kind == "b":
-        return rng.random(shape) > 0.5
+        return np.asarray(rng.random(shape) > 0.5)
     if kind in "iu":
         return np.asarray(rng.integers(info.low, info.high, shape)).astype(info.dtype)
     if kind == "O":
         return np.array([f"s{i}" for i in range(int(np.prod(shape)))], dtype=object).reshape(shape)
     if kind == "c":
-        return (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)).astype(info.dtype)
+        return np.asarray(rng.standard_normal(shape) + 1j * rng.standard_normal(shape)).astype(info.dtype)
     return np.asarray(rng.standard_normal(shape, dtype=np.float32)).astype(info.dtype)
 
 
@@ -234,13 +235,25 @@ def _padding_mask(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarra
     return np.arange(length) < np.asarray(valid)[..., None]
 
 
+def read_npz(path: str, option: str) -> dict[str, np.ndarray]:
+    """Return the arrays of a .npz file. Raises UsageError naming the `option` that gave it."""
+    if not Path(path).is_file():
+        raise UsageError(f"{option} '{path}' does not exist.", "Check the path.")
+    try:
+        with zipfile.ZipFile(path):
+            pass
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UsageError(
+            f"{option} '{path}' is not a .npz file of plain arrays: {error}.",
+            "Write it with numpy.savez(path, name=array).",
+        ) from error
+
+
 def load_sample(path: str, infos: Sequence[InputInfo]) -> dict[str, Any]:
     """Read a .npz with one array for each input. Raises UsageError that names what is missing or does not fit."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--sample '{path}' cannot be read as .npz: {error}.", "Write it with numpy.savez.") from error
+    arrays = read_npz(path, "--sample")
     names = [info.name for info in infos]
     for name in arrays:
         if name not in names:

@@ -71,7 +71,10 @@ def _from_module(reference: str) -> Any:
         raise UsageError(f"Cannot import '{module_name}' for the pass '{reference}': {error}.") from error
     if not hasattr(module, attribute):
         raise UsageError(f"Module '{module_name}' has no '{attribute}'.", did_you_mean(attribute, dir(module)))
-    return getattr(module, attribute)
+    found = getattr(module, attribute)
+    if not (isinstance(found, type) and hasattr(found, "step_name")):
+        raise UsageError(f"'{reference}' is not a pass.", "A pass is a subclass of infconv.passes.Pass.")
+    return found
 
 
 def classes(kind: str) -> Iterator[tuple[str, Any]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from infconv.errors import SourceError, UnsupportedError
-from infconv.reference import Sample, describe_inputs, load_sample, make_inputs, size_plans
+from infconv.reference import Sample, describe_inputs, load_sample, make_inputs, read_npz, size_plans
 
 
 def run_artifact(path: str, inputs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -42,10 +42,7 @@ def artifact_inputs(path: str, given: str | None, seed: int) -> list[Sample]:
             raise UnsupportedError(
                 "Inputs cannot be made from an OpenVINO IR.", "Give --inputs, or name the ONNX file first."
             )
-        import numpy as np
-
-        with np.load(given, allow_pickle=False) as archive:
-            return [Sample(Path(given).name, {name: archive[name] for name in archive.files})]
+        return [Sample(Path(given).name, dict(read_npz(given, "--inputs")))]
     infos = describe_inputs(load(path))
     if given is not None:
         return [Sample(Path(given).name, load_sample(given, infos))]

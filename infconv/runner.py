@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from infconv.errors import InfconvError
+from infconv.errors import InfconvError, ResourceError
 from infconv.model import all_graphs
 from infconv.observe import Observers
 from infconv.result import StepResult
@@ -130,6 +130,10 @@ class _Run:
             return model, step.run(model, context), ""
         except InfconvError:
             raise
+        except MemoryError as error:
+            raise ResourceError(
+                f"Step {step.step_name()} needs more memory than there is.", "Raise --memory-limit, or --skip the step."
+            ) from error
         except Exception as error:
             raise StepFailed(step, self.executed) from error
 

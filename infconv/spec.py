@@ -120,7 +120,7 @@ class PipelineSpec(_Strict):
     """Steps that follow the default ones."""
     skip: list[str] = []
     """Names of default steps to leave out."""
-    targets: list[TargetEntry] = Field(default=[], min_length=1)
+    targets: list[TargetEntry] = Field(min_length=1)
     verify: VerifyEntry = Field(default_factory=lambda: VerifyEntry.model_validate({}))
     seed: int = 0
 

@@ -6,18 +6,21 @@ The fork happens before anything heavy is imported, so that it costs a milliseco
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 from infconv.errors import InfconvError, ResourceError
 from infconv.isolate import CAN_FORK
 from infconv.publish import session
+
+_ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_PR_SET_PDEATHSIG = 1
 
 
 def supervised(command: Callable[[], int], *, timeout: float | None, memory_limit: int | None) -> int:
@@ -34,7 +37,7 @@ def supervised(command: Callable[[], int], *, timeout: float | None, memory_limi
         child = os.fork()
         if child == 0:
             _run_child(command, folder, memory_limit)
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in _ENDS:
             signal.signal(number, lambda received, _: _signal(child, received))
         status = _wait(child, timeout)
     return _exit_code(status, timeout)
@@ -46,7 +49,10 @@ def _exit_code(status: int | None, timeout: float | None) -> int:
     if status >= 0:
         return status
     if -status == signal.SIGKILL:
-        raise ResourceError("The conversion was killed: it needs more memory than there is.", "Free memory.")
+        raise ResourceError(
+            "The conversion was killed (SIGKILL), as systems do when memory runs out.",
+            "Free memory, or set --memory-limit to have it stop by itself.",
+        )
     raise InfconvError(
         f"The conversion crashed ({signal.Signals(-status).name}) in a native library.",
         "Find the step with --verify each, which runs every step on its own.",
@@ -57,8 +63,9 @@ def _run_child(command: Callable[[], int], folder: Path, memory_limit: int | Non
     code = 1
     try:
         os.setpgid(0, 0)  # a group of its own, so that what it starts can be killed with it
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in _ENDS:
             signal.signal(number, signal.default_int_handler)
+        _end_with_parent()
         tempfile.tempdir = str(folder)
         if memory_limit:
             import resource
@@ -67,12 +74,18 @@ def _run_child(command: Callable[[], int], folder: Path, memory_limit: int | Non
         code = command()
     except KeyboardInterrupt:
         code = 130
-    except BaseException:  # a bug: it keeps its traceback
-        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _end_with_parent() -> None:
+    """Have the system interrupt this process when its parent dies: nobody would be there to take the result."""
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        raise KeyboardInterrupt
 
 
 def _wait(child: int, timeout: float | None) -> int | None:

@@ -146,7 +146,7 @@ def test_inspect_shows_the_model(infconv, mlp: Path) -> None:
     assert "MatMul" in done.out
     document = infconv("inspect", mlp, "--json", "-t", "onnx").json
     assert document["nodes"] == 4
-    assert document["inputs"] == [{"name": "x", "dtype": "float", "shape": ["batch", 8]}]
+    assert document["inputs"] == [{"name": "x", "dtype": "float32", "shape": ["batch", 8]}]
     assert document["refused"] == []
 
 

@@ -36,10 +36,10 @@ def _not_recognised(source: str, frontend: str | None) -> SourceError:
         return SourceError(f"'{source}' does not exist.", "Check the path.")
     if path.is_dir() and not any(path.iterdir()):
         return SourceError(f"'{source}' is an empty folder: there is no model in it.")
-    reader = f"Frontend {frontend} does" if frontend else "No frontend does"
+    reader = f"frontend {frontend} does not read" if frontend else "no frontend reads"
     kind = "folder" if path.is_dir() else "file"
     return SourceError(
-        f"'{source}' is not a model: {reader} not read this {kind}.",
+        f"'{source}' is not a model: {reader} this {kind}.",
         "`infconv frontends` lists what can be read; --frontend NAME overrides the recognition.",
     )
 

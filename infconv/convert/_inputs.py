@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from infconv.census import numpy_name
 from infconv.convert._base import DimRange, InputSpec
 from infconv.errors import UsageError, did_you_mean
 
@@ -35,8 +36,8 @@ def _apply(value: ir.Value, spec: InputSpec) -> None:
     shape: list[int | str | None] = [d if isinstance(d, int) else d.value for d in value.shape or ()]
     if value.shape is not None and spec.dims and len(spec.dims) != len(shape):
         raise UsageError(f"--input {value.name}: it has {len(shape)} dims {shape}, not {len(spec.dims)}.")
-    if spec.dtype is not None and value.dtype is not None and _numpy_name(value.dtype) != spec.dtype:
-        raise UsageError(f"--input {value.name}: its type is {_numpy_name(value.dtype)}, not {spec.dtype}.")
+    if spec.dtype is not None and value.dtype is not None and numpy_name(value.dtype) != spec.dtype:
+        raise UsageError(f"--input {value.name}: its type is {numpy_name(value.dtype)}, not {spec.dtype}.")
     if not spec.dims:
         return
     for axis, (have, want) in enumerate(zip(shape or [None] * len(spec.dims), spec.dims, strict=True)):
@@ -46,7 +47,3 @@ def _apply(value: ir.Value, spec: InputSpec) -> None:
                 "Export the model with that dimension dynamic.",
             )
     value.shape = ir.Shape(spec.dims)
-
-
-def _numpy_name(dtype: ir.DataType) -> str:
-    return {"FLOAT": "float32", "DOUBLE": "float64", "STRING": "str"}.get(dtype.name, dtype.name.lower())

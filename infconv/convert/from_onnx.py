@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from infconv.convert._base import Frontend, Source, SourceRequest
-from infconv.errors import InfconvError, SourceError
+from infconv.errors import DependencyError, InfconvError, SourceError
 
 
 class FromOnnx(Frontend):
@@ -46,8 +46,13 @@ class OnnxSource(Source):
     """An ONNX file, run by ONNX Runtime with its graph optimizations off."""
 
     def __init__(self, path: Path) -> None:
-        import onnxruntime
-
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise DependencyError(
+                "Running models needs the package 'onnxruntime', which is not installed.",
+                "Install it with: pip install onnxruntime",
+            ) from error
         self.model_path = path
         self.producer = f"onnxruntime {onnxruntime.__version__}, graph optimizations off"
         self.versions = {"onnxruntime": onnxruntime.__version__}

@@ -104,7 +104,9 @@ def _reason(error: Exception) -> str:
     """Return the line of an OpenVINO error that says what is wrong; the rest are its source locations."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
-    return (telling or lines or [type(error).__name__])[0][:400]
+    first = (telling or lines or [type(error).__name__])[0]
+    following = (telling or lines)[1:2] if first.endswith(":") else []
+    return " ".join([first, *following])[:400]
 
 
 def _run(
@@ -122,6 +124,8 @@ def _run(
 
 def _infer(compiled: Any, sample: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """Return the outputs under `names`; without them under every name that OpenVINO has for each."""
+    if any(np.asarray(value).dtype.kind in "OUS" for value in sample.values()):
+        raise UnsupportedError("OpenVINO cannot be fed strings here.", "Convert with --verify off, or to onnx.")
     known = {name for port in compiled.inputs for name in port.get_names()}
     result = compiled({name: np.asarray(value) for name, value in sample.items() if name in known})
     arrays = [np.array(result[port]) for port in compiled.outputs]

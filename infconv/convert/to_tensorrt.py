@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from infconv.census import numpy_name
 from infconv.convert._base import DimRange
 from infconv.convert._exporter import Delivered, Executed, Exported, Exporter
 from infconv.errors import UnsupportedError
@@ -143,7 +144,7 @@ def _profile(model: ir.Model, dims: Mapping[str, DimRange]) -> tuple[Profile, li
     if not assumed:
         return profile, []
     ranges = ", ".join(assumed.values())
-    return profile, [f"The engine accepts {ranges}: no range was given. Set it with --dim {next(iter(assumed))}=1..N."]
+    return profile, [f"The engine accepts {ranges}: no range was given. Set it with --dim."]
 
 
 def _check_interface(model: ir.Model, built: Built) -> None:
@@ -169,6 +170,4 @@ def _check_interface(model: ir.Model, built: Built) -> None:
 
 
 def _dtype_name(value: ir.Value) -> str:
-    if value.dtype is None:
-        return ""
-    return {"FLOAT": "float32", "DOUBLE": "float64"}.get(value.dtype.name, value.dtype.name.lower())
+    return "" if value.dtype is None else numpy_name(value.dtype)

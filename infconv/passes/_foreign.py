@@ -12,7 +12,7 @@ def take_over(model: ir.Model, result: ir.Model) -> int:
     """Put the graph of `result` in the place of the model's own and return the number of changes.
 
     That is the difference in nodes, at least 1; 0, and `model` is left alone, when both say the same but for the
-    names of nodes, documentation, and the types of inner values.
+    order and names of nodes, documentation, and the types of inner values.
     """
     _share_weights(model, result)
     if _says_the_same(model, result):
@@ -56,10 +56,11 @@ def _says_the_same(model: ir.Model, result: ir.Model) -> bool:
 
 
 def _essence(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Return what a model computes: no names of nodes, documentation, tool or types of inner values."""
+    """Return what a model computes: its nodes by their outputs, without their names, documentation or inner types."""
     essence = onnx.ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import, functions=proto.functions)
     essence.graph.CopyFrom(proto.graph)
     essence.graph.initializer.sort(key=lambda tensor: tensor.name)
+    essence.graph.node.sort(key=lambda node: tuple(node.output))
     for field in ("name", "doc_string", "value_info", "metadata_props"):
         essence.graph.ClearField(field)
     for node in essence.graph.node:

@@ -104,11 +104,6 @@ def permutation(node: ir.Node) -> tuple[int, ...]:
     return tuple(reversed(range(rank)))
 
 
-def inverse(perm: Sequence[int]) -> tuple[int, ...]:
-    """Return the permutation that undoes `perm`."""
-    return tuple(perm.index(axis) for axis in range(len(perm)))
-
-
 class Range(NamedTuple):
     """What a Slice takes of one axis, as it is written: to be clamped to the size of the axis."""
 

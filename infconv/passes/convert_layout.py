@@ -12,8 +12,7 @@ from infconv.passes import _values
 from infconv.passes._base import Context, Pass
 from infconv.passes._build import Names
 from infconv.passes._layouts import transpose_of
-from infconv.passes._moves import inverse
-from infconv.passes._permute import Perm, is_identity, plan, then
+from infconv.passes._permute import Perm, inverse, is_identity, plan, then
 
 Layout: TypeAlias = Literal["nchw", "nhwc"]
 

@@ -6,8 +6,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from infconv.passes.infer_shapes import InferShapes
 from infconv.passes.merge_parallel import MergeParallel
-from tests.helpers import apply, check_rewrite
+from tests.helpers import apply, check_rewrite, parse
 from tests.passes.weighted import check_change, check_kept, normal, with_weights
 
 MERGE = MergeParallel()
@@ -140,6 +141,6 @@ def test_what_it_makes_has_its_shape() -> None:
           y = Add(p, b)
           q = MatMul(x, w)
           z = Add(q, c) }""")
-    assert apply(MergeParallel(), model) == 1
+    assert apply(MERGE, model) == 1
     assert [str(node.outputs[0].shape) for node in model.graph][:2] == ["[batch,3]", "[batch,3]"]
     assert apply(InferShapes(), model) == 0
