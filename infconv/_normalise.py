@@ -40,7 +40,19 @@ def normalise(proto: onnx.ModelProto) -> dict[str, bytes]:
     for opset in proto.opset_import:
         if opset.domain == "ai.onnx":
             opset.domain = ""
+        _check_opset(opset)
     return aside
+
+
+def _check_opset(opset: onnx.OperatorSetIdProto) -> None:
+    import onnx
+
+    newest = onnx.defs.onnx_opset_version()
+    if not opset.domain and opset.version > newest:
+        raise UnsupportedError(
+            f"The model is of opset {opset.version}; the newest that is known here is {newest}.",
+            "Upgrade with: pip install --upgrade onnx onnxruntime, or export the model with an older opset.",
+        )
 
 
 def _nodes(nodes: Iterator[onnx.NodeProto] | object) -> Iterator[onnx.NodeProto]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from infconv.errors import UsageError
+from infconv.errors import UsageError, did_you_mean
 from infconv.spec import PipelineSpec, StepItem, load_spec, parse_spec
 
 if TYPE_CHECKING:
@@ -107,7 +107,10 @@ def _dim(value: Any) -> Any:
     if isinstance(value, int):
         return {"min": value, "opt": value, "max": value}
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return dict(zip(("min", "opt", "max"), value, strict=True))  # pyright: ignore[reportUnknownArgumentType]
+        names = {2: ("min", "max"), 3: ("min", "opt", "max")}.get(len(value))
+        if names is None:
+            raise UsageError(f"A dim is a size, (min, max) or (min, opt, max), not {value}.")
+        return dict(zip(names, value, strict=True))  # pyright: ignore[reportUnknownArgumentType]
     return value
 
 
@@ -158,7 +161,10 @@ def optimize(
 
 def level_steps(target: str, level: str) -> Sequence[StepItem]:
     """Return the shipped pipelines that make up a level: `basic` is the same for all targets."""
-    return {"basic": ["basic"], "extended": [target], "all": [target, "all"]}[level]
+    levels = {"basic": ["basic"], "extended": [target], "all": [target, "all"]}
+    if level not in levels:
+        raise UsageError(f"Unknown level '{level}'.", did_you_mean(level, levels))
+    return levels[level]
 
 
 def load(path: PathLike) -> ir.Model:

@@ -178,10 +178,10 @@ def _run_pipeline(
 
         spec = build()
         if dry_run:
-            from infconv.spec import to_yaml
+            from infconv.spec import absolute, to_yaml
 
             plan(spec)
-            sys.stdout.write(to_yaml(spec))
+            sys.stdout.write(to_yaml(absolute(spec)))
             return 0
         from infconv.console import Progress
 

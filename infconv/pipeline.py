@@ -79,7 +79,15 @@ def _output_path(source: str, entry: TargetEntry, exporter: Exporter) -> Path:
     return output
 
 
+_SUFFIXES = {".onnx", ".xml", ".engine"}
+
+
 def _with_suffix(named: Path, exporter: Exporter) -> Path:
+    if named.suffix in _SUFFIXES - {exporter.suffix, ".xml"} and exporter.suffix != ".xml":
+        raise UsageError(
+            f"The output '{named}' does not fit target {exporter.target}, which makes {exporter.suffix} files.",
+            f"Use {named.with_suffix(exporter.suffix)}.",
+        )
     if named.suffix != exporter.suffix and exporter.suffix == ".xml":
         raise UsageError(
             f"The output '{named}' must end in {exporter.suffix}: OpenVINO finds the weights by the name.",

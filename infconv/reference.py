@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from infconv.census import all_nodes
 from infconv.convert._base import DimRange
-from infconv.errors import InfconvError, SourceError, UsageError, did_you_mean
+from infconv.errors import InfconvError, SourceError, UnsupportedError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -62,6 +63,7 @@ def make_reference(
     A synthetic sample that the source itself refuses (a size that its architecture does not allow) is left out and
     noted. Raises SourceError when the source ran on none.
     """
+    _refuse_random(model)
     infos = [_limited(info, source.value_limits.get(info.name)) for info in describe_inputs(model)]
     ranges = {**source.dims, **dims}
     if sample is not None:
@@ -77,6 +79,19 @@ def make_reference(
         )
     notes = [f"Not verified at {label}: the source does not run at that size ({why})" for label, why in refused.items()]
     return Reference(source.producer, samples, notes)
+
+
+def _refuse_random(model: ir.Model) -> None:
+    """Raise UnsupportedError for a model that draws random numbers: two runs of it differ by themselves."""
+    for graph in all_graphs(model):
+        for node in graph:
+            if node.domain == "" and (
+                node.op_type.startswith("Random") or node.op_type in {"Bernoulli", "Multinomial"}
+            ):
+                raise UnsupportedError(
+                    f"The model draws random numbers ({node.op_type} '{node.name}'), so its outputs cannot be compared.",
+                    "Convert it with --verify off, or make the noise an input of the model.",
+                )
 
 
 def _run_plans(

@@ -154,6 +154,11 @@ def parse_spec(data: Mapping[str, Any], where: str) -> PipelineSpec:
     return spec
 
 
+def absolute(spec: PipelineSpec) -> PipelineSpec:
+    """Return `spec` with absolute paths, so that it means the same wherever it is saved."""
+    return _anchored(spec, Path.cwd())
+
+
 def _anchored(spec: PipelineSpec, folder: Path) -> PipelineSpec:
     """Return `spec` with its relative paths made relative to `folder`."""
 

@@ -63,6 +63,13 @@ def test_without_output_the_source_is_kept(infconv, mlp: Path, tmp_path: Path) -
 
 
 BAD = {
+    "source behind a link": (["link.onnx", "-o", "mlp.onnx"], 2, "is the source itself"),
+    "future opset": (["future.onnx"], 4, "opset 99"),
+    "random numbers": (["random.onnx"], 4, "--verify off"),
+    "suffix of another target": (["mlp.onnx", "-t", "trt", "-o", "a.onnx"], 2, "Use a.engine"),
+    "sample that is no archive": (["mlp.onnx", "--sample", "notes.txt"], 2, "numpy.savez"),
+    "folder in the way of the manifest": (["mlp.onnx", "-o", "way.onnx"], 2, "in the way"),
+    "no pass": (["mlp.onnx", "-p", "os:getcwd"], 2, "is not a pass"),
     "missing file": (["gone.onnx"], 3, "'gone.onnx' does not exist"),
     "unknown suffix": (["notes.txt"], 3, "'notes.txt' is not a model"),
     "empty folder": (["empty"], 3, "empty folder"),
@@ -98,6 +105,13 @@ BAD = {
 def bad_inputs(mlp: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("not a model")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "link.onnx").symlink_to(mlp)
+    (tmp_path / "way.onnx.infconv.json").mkdir()
+    future = onnx.load(mlp)
+    future.opset_import[0].version = 99
+    onnx.save(future, tmp_path / "future.onnx")
+    text = '<ir_version: 9, opset_import: ["" : 17]> m (float[2] x) => (float[2] y) { y = RandomNormalLike(x) }'
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "random.onnx")
     (tmp_path / "cut.onnx").write_bytes(mlp.read_bytes()[:100])
     custom = onnx.load(mlp)
     custom.graph.node[2].op_type, custom.graph.node[2].domain = "Frobnicate", "my.domain"

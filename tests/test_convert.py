@@ -192,6 +192,21 @@ def test_optimize_returns_a_graph_and_leaves_the_model_alone(mlp: Path) -> None:
     assert next(n.op_type for n in graph.graph) in {"MatMul", "Gemm"}
 
 
+def test_a_scalar_condition_is_fed(tmp_path: Path) -> None:
+    text = '<ir_version: 9, opset_import: ["" : 17]> m (bool c, float[2] x) => (float[2] y) { y = If (c) <'
+    text += "then_branch = t () => (float[2] o) { o = Relu(x) }, else_branch = e () => (float[2] o) { o = Neg(x) }> }"
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "if.onnx")
+    for target in ("onnx", "ov", "trt"):
+        assert infconv.convert(tmp_path / "if.onnx", target=target, output=tmp_path / "out").artifacts
+
+
+def test_a_missing_output_is_a_difference(mlp: Path, tmp_path: Path) -> None:
+    two = onnx.load(mlp)
+    two.graph.output.append(onnx.helper.make_tensor_value_info("r", 1, ["batch", 16]))
+    onnx.save(two, tmp_path / "two.onnx")
+    assert not infconv.compare(tmp_path / "two.onnx", mlp).passed
+
+
 def test_compare_tells_models_apart(mlp: Path, tmp_path: Path) -> None:
     infconv.convert(mlp, output=tmp_path / "a.onnx")
     other = make_mlp(tmp_path / "other.onnx", scale=1.1)
