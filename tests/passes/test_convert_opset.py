@@ -6,12 +6,12 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from helpers import apply, check_rewrite, check_same_outputs, parse, random_inputs
 from onnx.reference import ReferenceEvaluator
 
 from infconv.errors import UnsupportedError
 from infconv.passes import Context
 from infconv.passes.convert_opset import ConvertOpset
+from tests.helpers import apply, check_rewrite, check_same_outputs, parse, random_inputs
 
 
 def at(opset: int, text: str, ir_version: int = 7) -> str:

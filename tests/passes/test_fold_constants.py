@@ -6,11 +6,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from helpers import check_rewrite, parse, run
 
 from infconv.passes import Context, _evaluate
 from infconv.passes._edit import needs_nodes
 from infconv.passes.fold_constants import FoldConstants
+from tests.helpers import check_rewrite, parse, run
 
 
 def check_untouched(text: str, *, infer: bool = True) -> Context:

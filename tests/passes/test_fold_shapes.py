@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from helpers import check_refusal, check_rewrite, parse, run
 
 from infconv.passes import Context
 from infconv.passes._dims import symbol
 from infconv.passes.fold_shapes import FoldShapes, reshape_target
+from tests.helpers import check_refusal, check_rewrite, parse, run
 
 SPLIT_HEADS = """
     { s = Shape(x)

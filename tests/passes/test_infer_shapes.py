@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import onnx_ir as ir
 import pytest
-from helpers import parse
 
 from infconv.passes import Context, _native
 from infconv.passes._dims import broadcast, equal, floor_div, symbol
 from infconv.passes._dims import parse as parse_dim
 from infconv.passes.infer_shapes import InferShapes
+from tests.helpers import parse
 
 
 def inferred(text: str) -> tuple[dict[str, str], Context]:

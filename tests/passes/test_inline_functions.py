@@ -5,11 +5,11 @@ from __future__ import annotations
 import onnx
 import onnx_ir as ir
 import pytest
-from helpers import apply, check_rewrite, parse
 
 from infconv.errors import SourceError, UnsupportedError
 from infconv.passes import Context
 from infconv.passes.inline_functions import InlineFunctions
+from tests.helpers import apply, check_rewrite, parse
 
 HEADER = '<ir_version: 10, opset_import: ["" : 20, "local" : 1]>'
 IMPORTS = 'opset_import: ["" : 20, "local" : 1]'

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from helpers import apply, check_rewrite, parse
 
 from infconv.passes.lift_constants import LiftConstants
+from tests.helpers import apply, check_rewrite, parse
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from helpers import apply, check_rewrite, parse
 
 from infconv.passes.merge_duplicates import MergeDuplicates
+from tests.helpers import apply, check_rewrite, parse
 
 
 def test_a_chain_of_equal_nodes() -> None:

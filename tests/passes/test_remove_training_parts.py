@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from helpers import check_rewrite, parse
 
 from infconv.passes import Context
 from infconv.passes.remove_training_parts import RemoveTrainingParts
+from tests.helpers import check_rewrite, parse
 
 PLAIN = "m (float[2] x) => (float[2] y) { a = Exp(x) y = Neg(a) }"
 

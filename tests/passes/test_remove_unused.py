@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import onnx
 import onnx_ir as ir
-from helpers import apply, check_rewrite, parse
 
 from infconv.passes.remove_unused import RemoveUnused
+from tests.helpers import apply, check_rewrite, parse
 
 
 def test_a_chain_that_leads_nowhere() -> None:

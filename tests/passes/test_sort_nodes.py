@@ -5,10 +5,10 @@ from __future__ import annotations
 import onnx
 import onnx_ir as ir
 import pytest
-from helpers import apply
 
 from infconv.errors import SourceError
 from infconv.passes.sort_nodes import SortNodes
+from tests.helpers import apply
 
 
 def unsorted(text: str) -> ir.Model:

@@ -10,7 +10,6 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from helpers import check_rewrite, parse, random_inputs, run
 
 from infconv.errors import UnsupportedError
 from infconv.model import load, save
@@ -18,6 +17,7 @@ from infconv.passes import Context
 from infconv.quantize._min_cut import INFINITE, Network
 from infconv.quantize._schemas import Schemas
 from infconv.quantize.lower_precision import LowerPrecision
+from tests.helpers import check_rewrite, parse, random_inputs, run
 
 HALF = ir.DataType.FLOAT16
 FP32 = ir.DataType.FLOAT
