@@ -74,6 +74,8 @@ def _expanded_by_numbers(op: Builder, match: Match, x: ir.Value, target: ir.Valu
     before, after = sizes(x), sizes(match.outputs[0])
     if _values.tensor(target) is not None:
         raise Refuse("the target is constant")
+    if match.outputs[0].is_graph_output():
+        raise Refuse("its shape is what the graph declares, which callers may contradict")
     if before is None or after is None or len(before) > len(after):
         raise Refuse("the shapes are not known")
     new = len(after) - len(before)

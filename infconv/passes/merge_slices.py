@@ -89,7 +89,8 @@ def _are_whole(parts: Sequence[_Part]) -> bool:
 def _replace(op: Builder, parts: Sequence[_Part]) -> None:
     ordered = sorted(parts, key=lambda part: part.taken.start)
     sizes = [len(part.taken) for part in ordered]
-    source, axis = parts[0].source, parts[0].axis
+    # Not `.source`: that may have been the output of a Slice that was replaced meanwhile.
+    source, axis = parts[0].node.inputs[0], parts[0].axis
     if op.opset >= 13:
         made = op.Split(source, np.array(sizes, np.int64), axis=axis, _outputs=len(sizes))
     else:

@@ -58,3 +58,17 @@ def test_a_size_that_is_not_known() -> None:
         {{ y = Slice (x, zero, four, axis) z = Slice (x, four, far, axis) }}"""
     )
     assert apply(MERGE, model) == 0
+
+
+def test_slices_of_a_slice_that_was_replaced() -> None:
+    """The halves of a half: the second group's source is a value that the first replacement took away."""
+    head = "m (float[2, 8] x) => (float[2, 2] a, float[2, 2] b, float[2, 4] c)"
+    slices = """<int64[1] zero = {0}, int64[1] two = {2}, int64[1] four = {4}, int64[1] eight = {8}, int64[1] axis = {1}>
+        { h = Slice(x, zero, four, axis)
+          c = Slice(x, four, eight, axis)
+          a = Slice(h, zero, two, axis)
+          b = Slice(h, two, four, axis) }"""
+    splits = """<int64[2] fours = {4, 4}, int64[2] twos = {2, 2}>
+        { h, c = Split<axis = 1>(x, fours)
+          a, b = Split<axis = 1>(h, twos) }"""
+    check_rewrite(MERGE, f"{head} {slices}", f"{head} {splits}", 4)
