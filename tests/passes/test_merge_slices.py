@@ -63,7 +63,8 @@ def test_a_size_that_is_not_known() -> None:
 def test_slices_of_a_slice_that_was_replaced() -> None:
     """The halves of a half: the second group's source is a value that the first replacement took away."""
     head = "m (float[2, 8] x) => (float[2, 2] a, float[2, 2] b, float[2, 4] c)"
-    slices = """<int64[1] zero = {0}, int64[1] two = {2}, int64[1] four = {4}, int64[1] eight = {8}, int64[1] axis = {1}>
+    slices = """<int64[1] zero = {0}, int64[1] two = {2}, int64[1] four = {4}, int64[1] eight = {8},
+        int64[1] axis = {1}>
         { h = Slice(x, zero, four, axis)
           c = Slice(x, four, eight, axis)
           a = Slice(h, zero, two, axis)
