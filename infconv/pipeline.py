@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ from infconv.steps import Repeat, check_legal, resolve, shipped, without
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from infconv.convert._base import Source
+    from infconv.convert._base import DimRange, Source
     from infconv.passes import Context, Pass
     from infconv.reference import Reference
 
@@ -211,7 +211,8 @@ def _make_artifact(
     after = take_census(model)
     with staging(job.output) as stage:
         with watch.stage(f"write {job.exporter.target} {job.entry.precision}"):
-            exported = _export(model, job, stage / job.output.name, spec)
+            ranges = {**source.dims, **spec.source.dim_ranges()}
+            exported = _export(model, job, stage / job.output.name, ranges)
         delivered = job.exporter.delivered(exported)
         _check_delivered(delivered, job, context.notes)
         with watch.stage(f"verify {job.exporter.target} {job.entry.precision}"):
@@ -246,7 +247,7 @@ def _first_steps(job: Job, context: Context, count: int, model: ir.Model) -> ir.
     return run_steps(job.steps, model, context, Observers(), limit=count)[0]
 
 
-def _export(model: ir.Model, job: Job, path: Path, spec: PipelineSpec) -> Exported:
+def _export(model: ir.Model, job: Job, path: Path, ranges: Mapping[str, DimRange]) -> Exported:
     """Check the final graph, then let the exporter write it."""
     from infconv.model import check
 
@@ -257,7 +258,7 @@ def _export(model: ir.Model, job: Job, path: Path, spec: PipelineSpec) -> Export
         raise InfconvError(
             f"The steps produced an invalid graph: {error.message}", f"Find the step with --verify each ({names})."
         ) from error
-    return job.exporter.export(model, path, spec.source.dim_ranges())
+    return job.exporter.export(model, path, ranges)
 
 
 _ASKED = {"fp16": "float16", "bf16": "bfloat16"}
