@@ -13,8 +13,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $(INSTALLED)
 
 demo: $(INSTALLED)
-	cd examples/01-resnet-and-bert && ../../$(BIN)/infconv run resnet50.yaml -v
-	cd examples/01-resnet-and-bert && ../../$(BIN)/infconv run bert-base.yaml -v
+	cd examples/01-resnet-and-bert && ../../$(BIN)/infconv run resnet50.yaml
+	cd examples/01-resnet-and-bert && ../../$(BIN)/infconv run bert-base.yaml
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests

@@ -82,8 +82,13 @@ def exporter_options(texts: Sequence[str]) -> dict[str, Any]:
     return parsed
 
 
-def on_base(pipeline: str | None, build: Callable[[list[StepItem] | None], PipelineSpec]) -> PipelineSpec:
-    """Return what the flags mean, with the steps of `--pipeline`: a shipped pipeline's name, or a file's steps."""
+def on_base(
+    pipeline: str | None, build: Callable[[list[StepItem] | None], PipelineSpec], *, targets_given: bool
+) -> PipelineSpec:
+    """Return what the flags mean on top of `--pipeline`: a shipped one's name, or a file whose source they replace.
+
+    The file's targets count unless a flag names a target, an output or a precision (`targets_given`).
+    """
     from infconv.spec import load_spec
     from infconv.steps import shipped
 
@@ -93,4 +98,21 @@ def on_base(pipeline: str | None, build: Callable[[list[StepItem] | None], Pipel
         return build([pipeline])
     if not Path(pipeline).is_file():
         raise UsageError(f"--pipeline '{pipeline}' is neither a file nor shipped.", did_you_mean(pipeline, shipped()))
-    return build(load_spec(pipeline).steps)
+    base = load_spec(pipeline)
+    flags = build(base.steps)
+    return flags.model_copy(
+        update={
+            "targets": flags.targets if targets_given else base.targets,
+            "add": [*base.add, *flags.add],
+            "skip": [*base.skip, *flags.skip],
+            "opset": flags.opset or base.opset,
+            "sample": flags.sample or base.sample,
+            "verify": base.verify if flags.verify.model_dump() == _default_verify() else flags.verify,
+        }
+    )
+
+
+def _default_verify() -> dict[str, Any]:
+    from infconv.spec import VerifyEntry
+
+    return VerifyEntry.model_validate({}).model_dump()

@@ -137,6 +137,7 @@ def convert(
                 python=python,
                 seed=seed,
             ),
+            targets_given=bool(target or output or fp16 or bf16),
         )
 
     _run_pipeline(build, dry_run, json, verbose, quiet, timeout, memory_limit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -63,7 +64,20 @@ def _plan_target(spec: PipelineSpec, entry: TargetEntry) -> Job:
     steps = without(resolve([*items, *spec.add]), spec.skip)
     steps = _with_opset(_with_io_types(steps, entry), spec.opset)
     check_legal(steps, exporter)
-    return Job(entry, exporter, steps, _output_path(spec.source.path, entry, exporter))
+    output = _output_path(spec.source.path, entry, exporter)
+    _check_writable(output)
+    return Job(entry, exporter, steps, output)
+
+
+def _check_writable(output: Path) -> None:
+    """Raise UsageError before the work, not after it, when the output's folder cannot be written or made."""
+    folder = next(parent for parent in output.absolute().parents if parent.exists())
+    if not folder.is_dir():
+        raise UsageError(f"The output '{output}' cannot be written: '{folder}' is a file.", "Choose another --output.")
+    if not os.access(folder, os.W_OK):
+        raise UsageError(
+            f"The output '{output}' cannot be written: no permission in '{folder}'.", "Choose another --output."
+        )
 
 
 def _output_path(source: str, entry: TargetEntry, exporter: Exporter) -> Path:

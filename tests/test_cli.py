@@ -55,6 +55,17 @@ def test_dry_run_prints_a_pipeline_that_run_accepts(infconv, mlp: Path, tmp_path
     assert (tmp_path / "out.onnx").exists()
 
 
+def test_flags_go_on_top_of_a_pipeline_file(infconv, mlp: Path, tmp_path: Path) -> None:
+    text = "version: 1\nsource: {path: other.onnx}\nsteps: [basic]\nskip: [remove-unused]\nverify: {when: 'off'}\n"
+    (tmp_path / "p.yaml").write_text(text + "targets: [{target: openvino, output: out/a.xml}]\n")
+    done = infconv("convert", mlp, "--pipeline", "p.yaml", "--json")
+    assert [a["path"] for a in done.json["artifacts"]] == ["out/a.xml"]
+    assert done.json["artifacts"][0]["verification"]["passed"] is None
+    assert "remove-unused" not in {s["name"] for s in done.json["steps"]}
+    done = infconv("convert", mlp, "--pipeline", "p.yaml", "-t", "onnx", "-o", "b.onnx", "--json")
+    assert [a["path"] for a in done.json["artifacts"]] == ["b.onnx"]
+
+
 def test_without_output_the_source_is_kept(infconv, mlp: Path, tmp_path: Path) -> None:
     before = mlp.read_bytes()
     assert infconv("convert", mlp.name).code == 0
