@@ -102,14 +102,15 @@ def _describe_pass(name: str, kind: Any) -> dict[str, Any]:
 
 def _show_why(name: str | None, path: str, json: bool) -> None:
     from infconv.model import load
+    from infconv.observe import Observers
     from infconv.passes import Context
+    from infconv.runner import run_steps
     from infconv.steps import make_pass, resolve
 
     if name is None:
         raise UsageError("--why needs the pass's name.", "Example: infconv passes fuse-gelu --why model.onnx")
     model, context = load(path), Context(why=[])
-    for step in resolve(["prepare"]):
-        _run_quietly(step, model)
+    model, _ = run_steps(resolve(["prepare"]), model, Context(), Observers())
     changes = make_pass(name, {}).run(model, context)
     reasons = [plain(refusal) for refusal in context.why or []]
     if json:
@@ -117,14 +118,6 @@ def _show_why(name: str | None, path: str, json: bool) -> None:
         return
     console.print_mapping({"changes": changes, "near misses": len(reasons)})
     console.print_table("", ["rule", "node", "reason"], [[r["rule"], r["node"], r["reason"]] for r in reasons])
-
-
-def _run_quietly(step: Any, model: Any) -> None:
-    from infconv.observe import Observers
-    from infconv.passes import Context
-    from infconv.runner import run_steps
-
-    run_steps([step], model, Context(), Observers())
 
 
 def show_model(path: str, target: str | None, json: bool) -> None:

@@ -10,7 +10,7 @@ Field numbers are those of onnx.proto; the wire format is https://protobuf.dev/p
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from infconv.errors import SourceError
 
@@ -109,16 +109,12 @@ def _strip(data: mmap.mmap, start: int, end: int, message: str, threshold: int) 
         if inner is None or wire != _BYTES or stop - header < threshold:
             continue
         begin = _payload(data, header, stop)
-        strip = _strip_tensor if inner == "tensor" else _strip_nested
+        strip = _strip_tensor if inner == "tensor" else _strip
         replaced = strip(data, begin, stop, inner, threshold)
         parts += (data[copied:header], field(number, sum(map(len, replaced))), *replaced)
         copied = stop
     parts.append(data[copied:end])
     return parts
-
-
-def _strip_nested(data: mmap.mmap, start: int, end: int, message: str, threshold: int) -> list[bytes]:
-    return _strip(data, start, end, message, threshold)
 
 
 def _strip_tensor(data: mmap.mmap, start: int, end: int, _message: str, threshold: int) -> list[bytes]:
@@ -159,8 +155,3 @@ def initializer_header(tensor: bytes, payload_length: int) -> bytes:
 def graph_header(graph_length: int) -> bytes:
     """Return the header of ModelProto.graph."""
     return field(7, graph_length)
-
-
-def total(parts: Sequence[bytes]) -> int:
-    """Return the summed length of `parts`."""
-    return sum(map(len, parts))

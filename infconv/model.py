@@ -290,7 +290,7 @@ def _write_embedded(parts: Skeleton, stream: BinaryIO) -> None:
             headers.append(_protobuf.field(5, len(tensor)) + tensor)
         else:
             headers.append(_protobuf.initializer_header(tensor, weight.nbytes))
-    length = len(rest) + _protobuf.total(headers) + sum(t.nbytes for t in parts.weights.values())
+    length = len(rest) + sum(map(len, headers)) + sum(t.nbytes for t in parts.weights.values())
     parts.proto.ClearField("graph")
     stream.write(parts.proto.SerializeToString(deterministic=True))
     stream.write(_protobuf.graph_header(length))

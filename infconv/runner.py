@@ -134,7 +134,7 @@ class _Run:
             raise ResourceError(
                 f"Step {step.step_name()} needs more memory than there is.", "Raise --memory-limit, or --skip the step."
             ) from error
-        except Exception as error:
+        except Exception as error:  # a bug in the step, of whatever kind: the caller writes a reproducer
             raise StepFailed(step, self.executed) from error
 
     def _run_guarded(self, step: Pass, model: ir.Model, context: Context) -> tuple[ir.Model, int, str]:

@@ -82,7 +82,7 @@ def _session(path: str) -> Any:
     options.log_severity_level = 4
     try:
         return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:
+    except Exception as error:  # torch and the model's own code raise whatever they meet
         if "NOT_IMPLEMENTED" in str(error):
             return None
         return f"ONNX Runtime refuses the result: {str(error).strip().splitlines()[0]}"
@@ -99,7 +99,7 @@ def _compare_one(session: Any, subject: Subject, tensors: Sequence[torch.Tensor]
         found = session.run(None, {i.name: t.numpy() for i, t in zip(subject.inputs, tensors, strict=True)})
     except TypeError:  # numpy has no bfloat16
         return None
-    except Exception as error:
+    except Exception as error:  # torch and the model's own code raise whatever they meet
         return f"the result does not run: {str(error).strip().splitlines()[0]}"
     if not all(map(_same, expected, again)) and RANDOM not in subject.notes:
         subject.notes.append(RANDOM)

@@ -55,7 +55,7 @@ def load(request: Request) -> Loaded:
 def _load_program(path: str) -> Loaded:
     try:
         program = torch.export.load(path)
-    except Exception as error:
+    except Exception as error:  # torch and the model's own code raise whatever they meet
         raise _unreadable(path, error, "a .pt2 file of torch.export.save") from error
     loaded = Loaded(program=program)
     stored: list[Any] = [*program.state_dict.values(), *program.constants.values()]
@@ -71,7 +71,7 @@ def _load_program(path: str) -> Loaded:
 def _load_script(path: str) -> Loaded:
     try:
         module = torch.jit.load(path, map_location="cpu")
-    except Exception as error:
+    except Exception as error:  # torch and the model's own code raise whatever they meet
         raise _unreadable(path, error, "a TorchScript file") from error
     if not hasattr(module, "forward"):
         methods = ", ".join(sorted(name for name in module._c._method_names())) or "none"
@@ -112,7 +112,7 @@ def _import_object(module_name: str, attribute: str) -> Any:
         raise WorkerError(
             "dependency", f"'{module_name}' needs the package '{error.name}'.", f"Install it: pip install {error.name}"
         ) from error
-    except Exception as error:
+    except Exception as error:  # torch and the model's own code raise whatever they meet
         raise _own_code_failed(f"Importing '{module_name}'", error) from error
     for name in attribute.split("."):
         if not hasattr(found, name):
@@ -126,7 +126,7 @@ def _import_object(module_name: str, attribute: str) -> Any:
 def _call(source: str, factory: Any) -> Any:
     try:
         return factory()
-    except Exception as error:
+    except Exception as error:  # torch and the model's own code raise whatever they meet
         raise _own_code_failed(f"Calling '{source}'", error) from error
 
 
@@ -179,7 +179,7 @@ def _read_weights(path: str) -> dict[str, Any]:
             f"'{path}' holds more than weights: loading it would run code.",
             "Save the state dict alone: torch.save(model.state_dict(), FILE), or use safetensors.",
         ) from error
-    except Exception as error:
+    except Exception as error:  # torch and the model's own code raise whatever they meet
         raise _unreadable(path, error, "a state dict") from error
     if isinstance(state, Mapping):
         return dict(cast("Mapping[str, Any]", state))
@@ -196,7 +196,7 @@ def _load_pickled(path: str) -> Loaded:
             f"'{path}' needs the Python module '{error.name}' that defined the model.",
             "Run from the folder that has it, or install it.",
         ) from error
-    except Exception as error:
+    except Exception as error:  # torch and the model's own code raise whatever they meet
         raise _unreadable(path, error, "a module of torch.save") from error
     if isinstance(found, Mapping):  # training checkpoints: {"model": module, "epoch": ...}
         modules = [v for v in cast("Mapping[str, Any]", found).values() if isinstance(v, torch.nn.Module)]
@@ -225,7 +225,7 @@ def _load_huggingface(folder: str, dtype: str, trust_code: bool) -> Loaded:
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_code, "dtype": dtype}
     try:
         model, report = model_class.from_pretrained(folder, output_loading_info=True, **options)
-    except Exception as error:
+    except Exception as error:  # torch and the model's own code raise whatever they meet
         raise _unreadable(folder, error, "a Hugging Face model") from error
     missing = sorted(report.get("missing_keys", ()))
     if missing:

@@ -57,7 +57,7 @@ def export(subject: Subject, request: Request) -> list[dict[str, object]]:
             error = refused = found
             if found.final:
                 raise
-        except Exception as found:
+        except Exception as found:  # torch and the model's own code raise whatever they meet
             if ran_out_of_memory(found):
                 raise
             error = found

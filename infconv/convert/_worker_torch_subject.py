@@ -73,7 +73,7 @@ class Subject:
         try:
             with torch.inference_mode():
                 return list(self.call(*tensors))
-        except Exception as error:
+        except Exception as error:  # torch and the model's own code raise whatever they meet
             if ran_out_of_memory(error):
                 raise
             shapes = ", ".join(f"{i.name}{list(t.shape)}" for i, t in zip(self.inputs, tensors, strict=True))
