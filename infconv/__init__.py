@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from infconv.api import compare, convert, load, optimize, run, save
+    from infconv.api import bisect, compare, convert, load, optimize, run, save
     from infconv.errors import (
         DependencyError,
         GateError,
@@ -31,6 +31,7 @@ __all__ = [
     "UnsupportedError",
     "UsageError",
     "VerificationError",
+    "bisect",
     "compare",
     "convert",
     "load",

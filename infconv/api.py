@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
+import inspect
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
+from infconv import texts
 from infconv.errors import UsageError, did_you_mean
-from infconv.spec import PipelineSpec, StepItem, load_spec, parse_spec
+from infconv.options import ConvertOptions, Dims, PathLike, Sizes
+from infconv.spec import PipelineSpec, StepItem, load_spec, parse_options
 
 if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
+    from infconv.bisect import Bisection
+    from infconv.compare import Tolerance
+    from infconv.comparison import Comparison
     from infconv.observe import Observer
-    from infconv.result import Result, SampleCheck
-
-PathLike = str | os.PathLike[str]
+    from infconv.result import Result
 
 
 def make_spec(
@@ -30,35 +33,48 @@ def make_spec(
     bf16: bool = False,
     int8: bool = False,
     int4: bool = False,
-    input: Mapping[str, Sequence[int | str]] | None = None,
-    dim: Mapping[str, Any] | None = None,
+    input: Mapping[str, Dims] | Sequence[str] = (),
+    dim: Mapping[str, Sizes] | Sequence[str] = (),
     sample: PathLike | None = None,
+    calibration: PathLike | Mapping[str, Any] | None = None,
     steps: Sequence[StepItem] | None = None,
-    passes: Sequence[StepItem] = (),
-    skip: Sequence[str] = (),
+    passes: str | Sequence[StepItem] = (),
+    skip: str | Sequence[str] = (),
     opset: int | None = None,
     verify: Literal["off", "end", "each"] = "end",
     atol: float | None = None,
     rtol: float | None = None,
     min_sqnr: float | None = None,
-    step_timeout: float | None = None,
+    edge_cases: Sequence[str] = (),
+    metric: str | None = None,
+    max_drop: float | None = None,
+    lower_is_better: bool = False,
+    step_timeout: float | str | None = None,
     io_types: Literal["keep", "follow"] = "keep",
+    precision_plan: PathLike | None = None,
     options: Mapping[str, Any] | None = None,
     frontend: str | None = None,
     weights: PathLike | None = None,
+    source_options: Mapping[str, Any] | None = None,
     trust_pickle: bool = False,
-    python: str | None = None,
+    python: PathLike | None = None,
+    env: str | None = None,
     seed: int = 0,
+    timeout: float | str | None = None,
+    memory_limit: int | str | None = None,
 ) -> PipelineSpec:
     """Return the pipeline that these options mean. Raises UsageError when they contradict each other."""
     targets = [target] if isinstance(target, str) else list(target)
     precision = _precision(fp16=fp16, bf16=bf16, int8=int8, int4=int4)
+    if precision_plan is not None and precision == "fp32":
+        precision = _planned(precision_plan)
     entries = [
         {
             "target": name,
             "precision": precision,
             "output": _output(output, len(targets)),
             "io_types": io_types,
+            "precision_plan": _path(precision_plan),
             "options": dict(options or {}),
         }
         for name in targets
@@ -67,22 +83,48 @@ def make_spec(
         "source": {
             "path": os.fspath(source),
             "frontend": frontend,
-            "inputs": {k: v if isinstance(v, Mapping) else list(v) for k, v in (input or {}).items()},
-            "dims": {k: _dim(v) for k, v in (dim or {}).items()},
-            "weights": None if weights is None else os.fspath(weights),
+            "inputs": texts.inputs(input),
+            "dims": texts.dims(dim),
+            "weights": _path(weights),
             "trust_pickle": trust_pickle,
-            "python": python,
+            "options": dict(source_options or {}),
+            "python": _path(python),
+            "env": env,
         },
-        "sample": None if sample is None else os.fspath(sample),
+        "sample": _path(sample),
+        "calibration": _calibration(calibration, precision),
         "opset": opset,
         "steps": None if steps is None else list(steps),
-        "add": list(passes),
-        "skip": list(skip),
+        "add": [passes] if isinstance(passes, str) else list(passes),
+        "skip": [skip] if isinstance(skip, str) else list(skip),
         "targets": entries,
-        "verify": {"when": verify, "atol": atol, "rtol": rtol, "min_sqnr": min_sqnr, "step_timeout": step_timeout},
+        "verify": {
+            "when": verify,
+            "atol": atol,
+            "rtol": rtol,
+            "min_sqnr": min_sqnr,
+            "edge_cases": list(edge_cases),
+            "metric": metric,
+            "max_drop": max_drop,
+            "lower_is_better": lower_is_better,
+            "step_timeout": step_timeout,
+        },
         "seed": seed,
+        "timeout": timeout,
+        "memory_limit": memory_limit,
     }
-    return parse_spec(data, "options")
+    return parse_options(data)
+
+
+def _path(path: PathLike | None) -> str | None:
+    return None if path is None else os.fspath(path)
+
+
+def _calibration(given: PathLike | Mapping[str, Any] | None, precision: str) -> Mapping[str, Any] | None:
+    """Return the entry that a path, or the entry's keys, stand for."""
+    if given is not None and precision not in {"int8", "int4"}:
+        raise UsageError("--calibration is for --int8 and --int4.", "Ask for one of them, or leave it out.")
+    return given if given is None or isinstance(given, Mapping) else {"path": os.fspath(given)}
 
 
 def _precision(**asked: bool) -> str:
@@ -90,6 +132,13 @@ def _precision(**asked: bool) -> str:
     if len(chosen) > 1:
         raise UsageError(f"--{' and --'.join(chosen)} exclude each other.", "Ask for one precision at a time.")
     return chosen[0] if chosen else "fp32"
+
+
+def _planned(path: PathLike) -> str:
+    """Return the precision that a plan was made for."""
+    from infconv.quantize._plan_file import PrecisionPlan
+
+    return PrecisionPlan.load(path).precision
 
 
 def _output(output: PathLike | None, count: int) -> str | None:
@@ -102,36 +151,39 @@ def _output(output: PathLike | None, count: int) -> str | None:
     return text
 
 
-def _dim(value: Any) -> Any:
-    """Return a dim entry: `8` is fixed, `(1, 8, 32)` is min, opt, max, a mapping is taken as it is."""
-    if isinstance(value, int):
-        return {"min": value, "opt": value, "max": value}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        names = {2: ("min", "max"), 3: ("min", "opt", "max")}.get(len(value))
-        if names is None:
-            raise UsageError(f"A dim is a size, (min, max) or (min, opt, max), not {value}.")
-        return dict(zip(names, value, strict=True))  # pyright: ignore[reportUnknownArgumentType]
-    return value
+def convert(source: PathLike, *, observers: Sequence[Observer] = (), **options: Unpack[ConvertOptions]) -> Result:
+    """Convert `source` to verified artifacts; the options are the command line's, by the same names.
 
-
-def convert(source: PathLike, *, observers: Sequence[Observer] = (), **options: Any) -> Result:
-    """Convert `source` to verified artifacts; `options` are those of `make_spec`.
-
-    Raises an InfconvError: the first failure, when several targets were asked for (what was made stays).
+    Raises an InfconvError: the first failure, when several targets were asked for (what was made stays). Raises
+    TypeError for an unknown option.
     """
-    from infconv.pipeline import execute
+    from infconv.limits import execute_limited
 
-    result = execute(make_spec(source, **options), observers)
+    known = inspect.signature(make_spec).parameters
+    for name in options:
+        if name not in known:
+            raise TypeError(f"infconv.convert() has no option '{name}'. {did_you_mean(name, known)}")
+    result = execute_limited(make_spec(source, **options), observers)
     if result.error:
         raise result.error
     return result
 
 
+def _full_signature() -> inspect.Signature:
+    """Return the signature of `convert` with every option and its default, for help() and editors."""
+    parameters = list(inspect.signature(make_spec).parameters.values())
+    observers = inspect.signature(convert).parameters["observers"]
+    return inspect.Signature([*parameters, observers], return_annotation="Result")
+
+
+convert.__signature__ = _full_signature()  # pyright: ignore[reportFunctionMemberAccess]
+
+
 def run(pipeline: PathLike, *, observers: Sequence[Observer] = ()) -> Result:
     """Run a pipeline file. Raises an InfconvError as `convert` does."""
-    from infconv.pipeline import execute
+    from infconv.limits import execute_limited
 
-    result = execute(load_spec(os.fspath(pipeline)), observers)
+    result = execute_limited(load_spec(os.fspath(pipeline)), observers)
     if result.error:
         raise result.error
     return result
@@ -183,54 +235,91 @@ def save(model: ir.Model, path: PathLike, *, external: bool | None = None) -> li
         return publish(save_model(model, stage / Path(path).name, external=external), Path(path).parent)
 
 
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """How the outputs of model `b` differ from those of `a`, on each set of inputs."""
-
-    a: str
-    b: str
-    passed: bool
-    samples: Sequence[SampleCheck]
-
-
 def compare(
     a: PathLike,
     b: PathLike,
     *,
     inputs: PathLike | None = None,
+    as_: str | None = None,
+    layers: bool = False,
     atol: float | None = None,
     rtol: float | None = None,
     min_sqnr: float | None = None,
+    input: Mapping[str, Dims] | Sequence[str] = (),
+    dim: Mapping[str, Sizes] | Sequence[str] = (),
+    weights: PathLike | None = None,
+    trust_pickle: bool = False,
+    python: PathLike | None = None,
     seed: int = 0,
 ) -> Comparison:
-    """Run ONNX files or OpenVINO IRs `a` and `b` on the same inputs and compare; `a` is the reference.
+    """Run `a` and `b` on the same inputs and compare; `a` is the reference.
 
-    The tolerance is that of float32 unless it is given. Raises SourceError when one of them cannot be read.
+    Each is a source of any framework, an ONNX file or an OpenVINO IR; `a` may be a .npz of recorded outputs. `as_` is
+    `topk:K` or `detections[:SCORE]`; `layers` looks inside. `input`, `dim`, `weights`, `trust_pickle` and `python` are
+    those of `convert`, for a source. The tolerance is that of float32 unless it is given. Raises SourceError when one
+    of them cannot be read.
     """
-    from infconv.compare import TOLERANCES, compare_outputs
-    from infconv.result import SampleCheck
-    from infconv.run_artifact import artifact_inputs, run_artifact
+    from infconv.agreement import parse_view
+    from infconv.comparison import compare_models
 
-    tolerance = TOLERANCES["fp32"].override(rtol, atol, min_sqnr)
-    samples = artifact_inputs(os.fspath(a), None if inputs is None else os.fspath(inputs), seed)
-    feeds = [s.inputs for s in samples]
-    references, actuals = run_artifact(os.fspath(a), feeds), run_artifact(os.fspath(b), feeds)
-    checks = [
-        SampleCheck(sample.label, compare_outputs(*_one_name_each(a, b, reference, actual), tolerance))
-        for sample, reference, actual in zip(samples, references, actuals, strict=True)
+    entries = [
+        make_spec(
+            path, input=input, dim=dim, weights=weights, trust_pickle=trust_pickle, python=python, seed=seed
+        ).source
+        for path in (a, b)
     ]
-    passed = all(o.ok for check in checks for o in check.outputs)
-    return Comparison(os.fspath(a), os.fspath(b), passed, checks)
+    return compare_models(
+        *entries,
+        inputs=_path(inputs),
+        tolerance=_tolerance(rtol, atol, min_sqnr),
+        view=None if as_ is None else parse_view(as_),
+        layers=layers,
+        seed=seed,
+    )
 
 
-def _one_name_each(
-    a: PathLike, b: PathLike, of_a: Mapping[str, Any], of_b: Mapping[str, Any]
-) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Return the outputs with one name each: an OpenVINO IR knows an output by several, of which the other has one."""
-    irs = [os.fspath(path).endswith(".xml") for path in (a, b)]
-    if not any(irs):
-        return of_a, of_b
-    shared = [name for name in of_a if name in of_b]
-    lone = [name for outputs, is_ir in ((of_a, irs[0]), (of_b, irs[1])) if not is_ir for name in outputs]
-    keep = {*shared, *lone}
-    return {n: v for n, v in of_a.items() if n in keep}, {n: v for n, v in of_b.items() if n in keep}
+def _tolerance(rtol: float | None, atol: float | None, min_sqnr: float | None) -> Tolerance:
+    """Return the tolerance of float32 with what the user gave."""
+    from infconv.compare import TOLERANCES
+
+    for name, value in (("atol", atol), ("rtol", rtol)):
+        if value is not None and value < 0:
+            raise UsageError(f"--{name} is {value:g}; it must be at least 0.")
+    return TOLERANCES["fp32"].override(rtol, atol, min_sqnr)
+
+
+def bisect(
+    source: PathLike,
+    other: PathLike | None = None,
+    *,
+    repro: PathLike = "repro",
+    inputs: PathLike | None = None,
+    observers: Sequence[Observer] = (),
+    **options: Unpack[ConvertOptions],
+) -> Bisection:
+    """Find which step, then which rewrite or node, makes a conversion of `source` differ; write a reproducer.
+
+    The options are those of `convert`. With `other` the two are compared instead: ONNX files or sources, `source`
+    being the reference; `inputs`, `rtol`, `atol`, `min_sqnr` and `seed` apply. The folder `repro` is written when
+    something is found; an empty Bisection says that nothing differs. Raises the InfconvErrors of `convert`.
+    """
+    return bisect_spec(make_spec(source, **options), other, repro=repro, inputs=inputs, observers=observers)
+
+
+def bisect_spec(
+    spec: PipelineSpec,
+    other: PathLike | None = None,
+    *,
+    repro: PathLike = "repro",
+    inputs: PathLike | None = None,
+    observers: Sequence[Observer] = (),
+) -> Bisection:
+    """Do as `bisect`, for a pipeline."""
+    from infconv.bisect import bisect as bisect_conversion
+    from infconv.bisect_models import bisect_models
+
+    if other is None:
+        return bisect_conversion(spec, Path(repro), observers)
+    entries = [spec.source, spec.source.model_copy(update={"path": os.fspath(other)})]
+    tolerance = _tolerance(spec.verify.rtol, spec.verify.atol, spec.verify.min_sqnr)
+    return bisect_models(*entries, inputs=_path(inputs), tolerance=tolerance, seed=spec.seed, folder=Path(repro))

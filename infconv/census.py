@@ -61,6 +61,15 @@ def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
         yield from graph
 
 
+def compute_depth(model: ir.Model) -> int:
+    """Return the most compute operators that follow on each other in the main graph."""
+    depth: dict[ir.Value, int] = {}
+    for node in model.graph:
+        below = max((depth.get(value, 0) for value in node.inputs if value is not None), default=0)
+        depth.update(dict.fromkeys(node.outputs, below + (node.op_type in COMPUTE)))
+    return max((depth.get(value, 0) for value in model.graph.outputs), default=0)
+
+
 def compute_types(model: ir.Model) -> dict[str, int]:
     """Return type name -> number of compute operators that run in it, e.g. {"float16": 53}.
 
@@ -70,22 +79,41 @@ def compute_types(model: ir.Model) -> dict[str, int]:
     counts: collections.Counter[str] = collections.Counter()
     for node in all_nodes(model):
         if node.op_type in COMPUTE and node.inputs:
-            counts[_compute_type(node)] += 1
+            counts[compute_type(node)] += 1
     return dict(counts)
 
 
-def _compute_type(node: ir.Node) -> str:
+def compute_type(node: ir.Node) -> str:
+    """Return the type that a compute operator runs in, as `compute_types` counts it."""
     operand = node.inputs[0]
     if operand is None:
         return "unknown"
     producer = operand.producer()
     if producer is not None and producer.op_type == "DequantizeLinear" and producer.inputs[0] is not None:
         operand = producer.inputs[0]
-    name = _type_name(operand)
+    if node.op_type == "MatMulNBits":
+        return f"int{node.attributes.get_int('bits', 4)}"
+    if _is_4_bit(node):
+        return "int4"
+    name = _UNSIGNED.get(_type_name(operand), _type_name(operand))
     if name != "unknown":
         return name
     # A value without type information: the operator's weight has the type of its activation.
     return next((_type_name(v) for v in node.inputs[1:] if v is not None and v.const_value is not None), "unknown")
+
+
+_UNSIGNED = {"uint8": "int8", "uint4": "int4"}
+"""The sign is a matter of the zero point."""
+
+
+def _is_4_bit(node: ir.Node) -> bool:
+    """Whether the weight comes from a DequantizeLinear of 4-bit integers."""
+    weight = node.inputs[1] if len(node.inputs) > 1 else None
+    producer = None if weight is None else weight.producer()
+    if producer is None or producer.op_type != "DequantizeLinear" or producer.inputs[0] is None:
+        return False
+    dtype = producer.inputs[0].dtype
+    return dtype is not None and dtype.bitwidth == 4
 
 
 def _type_name(value: ir.Value) -> str:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import sys
 from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
-from infconv.commands import compare, convert, listing
+from infconv.commands import bisect, compare, convert, diff, env, listing, start
 from infconv.commands._base import guarded
-from infconv.errors import InfconvError, UsageError
+from infconv.errors import InfconvError, UsageError, did_you_mean
 
 _EPILOG = """Exit codes: 0 every artifact is complete and verified. 1 a bug in infconv. 2 wrong usage. 3 the source
 cannot be read. 4 unsupported operator, type or feature. 5 verification failed. 6 a gate failed. 7 a resource ran out.
@@ -44,6 +45,10 @@ for command in (
     convert.convert,
     convert.run,
     compare.compare,
+    bisect.bisect,
+    diff.diff,
+    start.init,
+    start.schema,
     listing.inspect,
     listing.passes,
     listing.targets,
@@ -51,13 +56,11 @@ for command in (
     listing.doctor,
 ):
     app.command()(command)
+app.add_typer(env.app)
 
 
 def main() -> None:
-    """Run the command line. With --json, wrong usage is a JSON document as every other failure is."""
-    if "--json" not in sys.argv:
-        app()
-        return
+    """Run the command line. Wrong usage is told as every other failure is, with --json as a document."""
     words = io.StringIO()
     try:
         with contextlib.redirect_stderr(words):
@@ -65,11 +68,24 @@ def main() -> None:
     except SystemExit as end:
         text = words.getvalue()
         if end.code == 2 and "Error:" in text:
-            error = UsageError(" ".join(text.partition("Error:")[2].split()), "See infconv --help.")
-            guarded(_raiser(error), json=True)
+            guarded(_raiser(_usage_error(text)), json="--json" in sys.argv)
         else:
             sys.stderr.write(text)
         raise
+
+
+def _usage_error(text: str) -> UsageError:
+    """Return what Typer says about wrong usage as the error that infconv tells of it."""
+    before, _, after = text.partition("Error:")
+    message = " ".join(after.split()).replace("Value error, ", "")
+    message = re.sub(r"Input should be a valid (integer|number)\b.*", "a number is needed.", message)
+    command = re.search(r"Usage: .*?((?: [a-z]+)?)(?: [\[{A-Z]|$)", before, re.MULTILINE)
+    hint = f"See infconv{command[1] if command else ''} --help."
+    choice = re.search(r"'([^']*)' is not one of (.+)", message)
+    if choice:
+        known = re.findall(r"'([^']*)'", choice[2])
+        hint = f"{did_you_mean(choice[1], known)} {hint}"
+    return UsageError(message, hint)
 
 
 def _raiser(error: InfconvError) -> Callable[[], int]:

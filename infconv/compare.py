@@ -25,6 +25,14 @@ class Tolerance:
     min_sqnr: float | None = None
     """When given, decides alone for float outputs: the least signal-to-quantization-noise ratio in dB."""
 
+    def at_depth(self, depth: int) -> Tolerance:
+        """Return this tolerance for a model of `depth` compute operators in a row.
+
+        Roundings add up about as a random walk: from DEEP operators on, every term grows with the square root.
+        """
+        factor = math.sqrt(max(1.0, depth / DEEP))
+        return dataclasses.replace(self, rtol=self.rtol * factor, atol=self.atol * factor, scaled=self.scaled * factor)
+
     def override(self, rtol: float | None, atol: float | None, min_sqnr: float | None) -> Tolerance:
         """Return this tolerance with the values that the user gave; a given one replaces the scaled term too."""
         if rtol is None and atol is None and min_sqnr is None:
@@ -37,6 +45,9 @@ class Tolerance:
             min_sqnr=self.min_sqnr if min_sqnr is None else min_sqnr,
         )
 
+
+DEEP = 100
+"""Compute operators (MatMul, Conv, …) in a row up to which the tolerances hold as they are."""
 
 TOLERANCES: dict[str, Tolerance] = {
     # Reordered float32 sums: a few ulp a layer, some tens of layers.
@@ -69,6 +80,10 @@ class OutputError:
     size: int = 0
     first: tuple[int, ...] | None = None
     """Index of the first element beyond tolerance."""
+    not_finite: int = 0
+    """Elements that are NaN or infinite on one side only, or differ in which of these they are."""
+    agreement: float | None = None
+    """Share of rows (top-k) or detections that agree, where outputs are compared by what they decide."""
 
 
 def compare_outputs(reference: Mapping[str, Any], actual: Mapping[str, Any], tolerance: Tolerance) -> list[OutputError]:
@@ -176,6 +191,7 @@ def _compare_floats(name: str, reference: np.ndarray, actual: np.ndarray, tolera
         mismatched=int(np.count_nonzero(wrong)),
         size=reference.size,
         first=_first_index(wrong),
+        not_finite=not_finite,
     )
 
 

@@ -38,7 +38,7 @@ def _console() -> Console:
     from rich.console import Console
 
     # Without a terminal rich assumes 80 columns and cuts paths; a log has no width.
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    return Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 160)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> None:
@@ -130,7 +130,7 @@ def print_result(result: Result) -> None:
 
 
 def _row(artifact: Artifact) -> list[str]:
-    compute = ", ".join(f"{count} {kind}" for kind, count in artifact.compute.items()) or "-"
+    compute = ", ".join(f"{count} {kind}{_share(artifact, kind)}" for kind, count in artifact.compute.items()) or "-"
     return [
         artifact.path,
         artifact.target,
@@ -143,10 +143,17 @@ def _row(artifact: Artifact) -> list[str]:
     ]
 
 
+def _share(artifact: Artifact, kind: str) -> str:
+    """Return the share of the multiplications that run in this type, where there are several."""
+    if len(artifact.compute) < 2 or kind not in artifact.compute_share:
+        return ""
+    return f" ({100 * artifact.compute_share[kind]:.3g} %)"
+
+
 def _verdict(verification: Verification) -> str:
     if verification.passed is None:
         return "not verified"
-    return f"{len(verification.samples)} samples" + ("" if verification.artifact_executed else " (not the engine)")
+    return f"{len(verification.samples)} samples" + ("" if verification.artifact_executed else " (a stand-in)")
 
 
 def _worst(verification: Verification) -> str:

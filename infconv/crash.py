@@ -65,7 +65,6 @@ def report_crash(failed: StepFailed, model_before: Callable[[], ir.Model], targe
     (FOLDER / "pipeline.yaml").write_text(to_yaml(spec), encoding="utf-8")
     _write_traceback(cause)
     return InfconvError(
-        f"Step {failed.step.step_name()} failed with {type(cause).__name__}: {cause}. This is a bug in the step.",
-        f"A reproducer is in {FOLDER}/: infconv run {FOLDER}/pipeline.yaml. "
-        f"To go on without the step: --skip {failed.step.step_name()}, or --verify each.",
+        failed.message,
+        f"A reproducer is in {FOLDER}/: infconv run {FOLDER}/pipeline.yaml. {failed.hint}",
     )

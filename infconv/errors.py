@@ -91,10 +91,17 @@ def missing_extra(package: str, extra: str, purpose: str) -> DependencyError:
     )
 
 
+MOST_NAMES = 30
+"""How many known names a hint lists."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return a hint that names the closest of `known`, or all of them when none is close."""
     import difflib
 
     names = sorted(known)
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
-    return f"Did you mean '{close[0]}'?" if close else f"Known: {', '.join(names)}."
+    if close:
+        return f"Did you mean '{close[0]}'?"
+    more = f", … ({len(names)} in all)" if len(names) > MOST_NAMES else ""
+    return f"Known: {', '.join(names[:MOST_NAMES])}{more}."

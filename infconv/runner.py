@@ -12,7 +12,8 @@ from infconv.model import all_graphs
 from infconv.observe import Observers
 from infconv.result import StepResult
 from infconv.steps import Repeat, flatten
-from infconv.transfer import run_isolated
+from infconv.transfer import run_checked, run_isolated
+from infconv.verify import Fault, fault_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -25,9 +26,17 @@ class Guard(Protocol):
 
     timeout: float | None
     """Seconds that a step may take."""
+    memory_limit: int | None
+    """Bytes that a step may use."""
+    halt: bool
+    """Whether the run ends at the first step that is not acceptable, with StepBroke."""
 
-    def judge(self, model: ir.Model, step: Pass) -> str:
-        """Return why not; empty when it is."""
+    def begin(self, model: ir.Model) -> None:
+        """The first step is about to start from `model`."""
+        ...
+
+    def judge(self, model: ir.Model, step: Pass) -> Fault | None:
+        """Return why not; None when it is."""
         ...
 
 
@@ -44,12 +53,28 @@ def run_steps(
     return _Run(steps, watch, guard, limit).run(model, context)
 
 
-class StepFailed(Exception):
+class StepFailed(InfconvError):
     """A step raised what it should not: a bug. Carries the step, and how many steps had been run before it."""
 
-    def __init__(self, step: Pass, executed: int) -> None:
-        super().__init__(step.step_name())
+    def __init__(self, step: Pass, executed: int, cause: Exception) -> None:
+        name = step.step_name()
+        super().__init__(
+            f"Step {name} failed with {type(cause).__name__}: {cause}. This is a bug in the step.",
+            f"To go on without the step: --skip {name}, or --verify each.",
+        )
         self.step, self.executed = step, executed
+
+    def __reduce__(self) -> tuple[type[InfconvError], tuple[str, str]]:
+        """A copy in another process has the words only: the step may be of a class that is not importable there."""
+        return InfconvError, (self.message, self.hint)
+
+
+class StepBroke(Exception):
+    """A guard did not accept what a step did. Carries the step, the model before it, and what is wrong."""
+
+    def __init__(self, step: Pass, model: ir.Model, fault: Fault) -> None:
+        super().__init__(step.step_name())
+        self.step, self.model, self.fault = step, model, fault
 
 
 _StepKey: TypeAlias = "tuple[type[Pass], str]"
@@ -68,6 +93,8 @@ class _Run:
         """The steps that changed nothing when they last ran, and that no change by another step came after."""
 
     def run(self, model: ir.Model, context: Context) -> tuple[ir.Model, list[StepResult]]:
+        if self._guard:
+            self._guard.begin(model)
         self._operators = _count_operators(model)
         results = {id(step): StepResult(step.step_name()) for step in flatten(self._steps)}
         model, _ = self._run_all(self._steps, model, context, results)
@@ -127,7 +154,7 @@ class _Run:
 
     def _run_plainly(self, step: Pass, model: ir.Model, context: Context) -> tuple[ir.Model, int, str]:
         try:
-            return model, step.run(model, context), ""
+            return model, run_checked(step, model, context), ""
         except InfconvError:
             raise
         except MemoryError as error:
@@ -135,22 +162,24 @@ class _Run:
                 f"Step {step.step_name()} needs more memory than there is.", "Raise --memory-limit, or --skip the step."
             ) from error
         except Exception as error:  # a bug in the step, of whatever kind: the caller writes a reproducer
-            raise StepFailed(step, self.executed) from error
+            raise StepFailed(step, self.executed, error) from error
 
     def _run_guarded(self, step: Pass, model: ir.Model, context: Context) -> tuple[ir.Model, int, str]:
         """Run in a child and judge; return the model as it was, with the reason, when the result is not acceptable."""
         assert self._guard is not None
         try:
-            changed, changes = run_isolated(step, model, context, timeout=self._guard.timeout)
-            reason = self._guard.judge(changed, step) if changes else ""
-        except InfconvError as error:
-            reason = error.message
-        except Exception as error:  # a bug in the step, of whatever kind: it is dropped and named
-            reason = f"{type(error).__name__}: {error}"
+            changed, changes = run_isolated(
+                step, model, context, timeout=self._guard.timeout, memory_limit=self._guard.memory_limit
+            )
+            fault = self._guard.judge(changed, step) if changes else None
+        except Exception as error:  # a refusal or a bug in the step, of whatever kind: it is dropped and named
+            fault = fault_of(error)
         else:
-            if not reason:
+            if fault is None:
                 return changed, changes, ""
-        return model, 0, reason
+        if self._guard.halt:
+            raise StepBroke(step, model, fault)
+        return model, 0, fault.reason
 
 
 def _key(step: Pass) -> _StepKey:

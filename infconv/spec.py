@@ -2,20 +2,48 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
-from infconv.convert._base import DimRange, InputSpec
+from infconv import pipeline_file, texts
+from infconv.convert._base import DimRange, InputSpec, check_dtype
 from infconv.errors import UsageError
+from infconv.explain import Problem, ended, problems
+from infconv.quantize._calibration_options import CalibrationEntry
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int4"]
 StepItem = str | dict[str, Any]
 ALIASES = {"ort": "onnxruntime", "ov": "openvino", "trt": "tensorrt"}
+
+
+def _quantity(parse: Callable[[str, str], float]) -> BeforeValidator:
+    """Return a validator that lets people write `30m` or `8GiB` where a number is meant."""
+
+    def read(value: Any) -> Any:
+        try:
+            return parse(value, "the text") if isinstance(value, str) else value
+        except UsageError as error:
+            raise ValueError(f"{error.message} {error.hint}") from None
+
+    return BeforeValidator(read)
+
+
+_NUMBER_OR_TEXT: dict[str, Any] = {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string"}]}
+Seconds = Annotated[float, _quantity(texts.duration), Field(gt=0), WithJsonSchema(_NUMBER_OR_TEXT)]
+Bytes = Annotated[int, _quantity(texts.memory), Field(gt=0), WithJsonSchema(_NUMBER_OR_TEXT)]
 
 
 class _Strict(BaseModel):
@@ -41,7 +69,17 @@ class InputEntry(_Strict):
     """A model input: names in `dims` are dynamic, numbers fixed."""
 
     dims: list[int | str]
+    """Sizes, and names of dynamic dimensions."""
     dtype: str | None = None
+    """A type such as float32, int64 or bool."""
+
+    @field_validator("dtype")
+    @classmethod
+    def _known(cls, dtype: str | None) -> str | None:
+        try:
+            return dtype and check_dtype(dtype, "an input")
+        except UsageError as error:
+            raise ValueError(f"{error.message} {error.hint}") from None
 
 
 class SourceEntry(_Strict):
@@ -63,6 +101,19 @@ class SourceEntry(_Strict):
     """Options of the frontend, e.g. `dtype: auto` for a Hugging Face folder."""
     python: str | None = None
     """The interpreter in which the source's framework is installed."""
+    env: str | None = None
+    """The environment (infconv env list) that runs the framework; by default the one of the frontend's name."""
+    python_path: list[str] = []
+    """Folders in which `module:name` is looked for before others; a pipeline file's own folder is one of them."""
+
+    @field_validator("inputs", mode="before")
+    @classmethod
+    def _written_out(cls, inputs: Any) -> Any:
+        """Take `x: "batch,8:int64"`, as it is written on the command line, too."""
+        try:
+            return texts.inputs(cast("dict[str, Any]", inputs)) if isinstance(inputs, dict) else inputs
+        except UsageError as error:
+            raise ValueError(f"{error.message} {error.hint}") from None
 
     def input_specs(self) -> dict[str, InputSpec]:
         """Return the inputs as the frontends take them."""
@@ -88,6 +139,8 @@ class TargetEntry(_Strict):
     """The artifact's file; by default the source's name in the current folder."""
     io_types: Literal["keep", "follow"] = "keep"
     """Whether float inputs and outputs stay float32 or follow the precision."""
+    precision_plan: str | None = None
+    """A precision plan to apply, as an earlier conversion left it beside its artifact (docs/precision.md)."""
     options: dict[str, Any] = {}
     """Options of the exporter, e.g. `compute_capability: sm89`."""
 
@@ -97,12 +150,27 @@ class VerifyEntry(_Strict):
 
     when: Literal["off", "end", "each"] = "end"
     """`each`: after every step; a step that breaks the result is dropped and named."""
+
+    @field_validator("when", mode="before")
+    @classmethod
+    def _plain_off(cls, when: Any) -> Any:
+        """YAML reads a plain `off` as false."""
+        return "off" if when is False else when
+
     rtol: float | None = Field(default=None, ge=0)
     atol: float | None = Field(default=None, ge=0)
     min_sqnr: float | None = None
     """Least signal-to-noise ratio in dB."""
-    step_timeout: float | None = Field(default=None, gt=0)
-    """Seconds that a step may take with `when: each`; a slower one is dropped and named."""
+    edge_cases: list[Literal["zeros", "ones", "large", "denormal", "padding"]] = []
+    """Samples at the edge of what inputs may be, beside the ordinary ones (docs/verification.md)."""
+    metric: str | None = None
+    """`module:function`, a measure of quality on your own data, taken of the source and of each artifact."""
+    max_drop: float | None = Field(default=None, ge=0)
+    """By how much the metric may be worse than the source's."""
+    lower_is_better: bool = False
+    """Whether a smaller metric is a better one, as of a word error rate."""
+    step_timeout: Seconds | None = None
+    """Time that a step may take with `when: each`; a slower one is dropped and named."""
 
 
 class PipelineSpec(_Strict):
@@ -112,7 +180,9 @@ class PipelineSpec(_Strict):
     source: SourceEntry
     sample: str | None = None
     """A .npz of real inputs; otherwise seeded synthetic ones."""
-    opset: int | None = Field(default=None, ge=7)
+    calibration: CalibrationEntry | None = None
+    """Data for INT8 and INT4: without it INT8 is dynamic, and INT4 rounds to nearest."""
+    opset: int | None = Field(default=None, ge=1)
     """ONNX opset of the result; by default what the target likes best."""
     steps: list[StepItem] | None = None
     """Replaces the target's default steps. An item is a name, or `name: {option: value}`."""
@@ -123,93 +193,132 @@ class PipelineSpec(_Strict):
     targets: list[TargetEntry] = Field(min_length=1)
     verify: VerifyEntry = Field(default_factory=lambda: VerifyEntry.model_validate({}))
     seed: int = 0
+    """Seed of synthetic inputs."""
+    timeout: Seconds | None = None
+    """Time for the whole run: seconds, or a text such as `30m`."""
+    memory_limit: Bytes | None = None
+    """Memory for each process of the run: bytes, or a text such as `8GiB`."""
+
+
+def to_data(spec: PipelineSpec) -> dict[str, Any]:
+    """Return `spec` as plain data; defaults are left out."""
+    return {"version": 1, **spec.model_dump(mode="json", exclude_defaults=True)}
 
 
 def to_yaml(spec: PipelineSpec) -> str:
     """Return `spec` as a pipeline file that `load_spec` accepts; defaults are left out."""
-    data: dict[str, Any] = {"version": 1, **spec.model_dump(mode="json", exclude_defaults=True)}
-    return yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
+    return yaml.safe_dump(to_data(spec), sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
 
 
 def load_spec(path: str | Path) -> PipelineSpec:
-    """Read a pipeline file; relative paths in it are relative to the file. Raises UsageError."""
+    """Read a pipeline file; relative paths in it are relative to the file.
+
+    Raises UsageError that lists every problem of keys, values and steps, each with its line.
+    """
     path = Path(path)
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"Cannot read the pipeline '{path}': {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"'{path}' is not YAML: {str(error).splitlines()[0]}.") from error
-    if not isinstance(data, dict):
-        raise UsageError(f"'{path}' is not a pipeline: it must be a mapping with `version: 1`, `source` and `targets`.")
-    return _anchored(parse_spec(data, str(path)), path.parent)  # pyright: ignore[reportUnknownArgumentType]
+    text = pipeline_file.read(path)
+    data = pipeline_file.parse(text, path)
+    spec, found = _validated(data)
+    found += pipeline_file.unknown_names(data, ALIASES)
+    if spec is None or found:
+        raise UsageError(*pipeline_file.listed(path, text, found))
+    return _anchored(_with_own_folder(spec), path.parent, default_output=True)
 
 
-def parse_spec(data: Mapping[str, Any], where: str) -> PipelineSpec:
-    """Validate `data`; every problem is told, each with where it is. Raises UsageError."""
+def _validated(data: Mapping[str, Any]) -> tuple[PipelineSpec | None, list[Problem]]:
     try:
-        spec = PipelineSpec.model_validate(data)
+        return PipelineSpec.model_validate(data), []
     except ValidationError as error:
-        raise UsageError(f"{where}: " + "; ".join(explain(error, PipelineSpec))) from None
+        return None, problems(error, PipelineSpec, data)
+
+
+_OPTIONS = {
+    ("source", "inputs"): "--input",
+    ("source", "dims"): "--dim",
+    ("source", "path"): "SOURCE",
+    ("targets", 0, "target"): "--target",
+    ("targets", 0, "output"): "--output",
+    ("targets", 0, "io_types"): "--io-types",
+    ("targets", 0, "options"): "--option",
+    ("add",): "--pass",
+    ("verify", "when"): "--verify",
+}
+"""Where the last key is not the option's name."""
+
+
+def parse_options(data: Mapping[str, Any]) -> PipelineSpec:
+    """Validate what options became; every problem is told by the option's name. Raises UsageError."""
+    spec, found = _validated(data)
+    if spec is None:
+        told = dict.fromkeys(problem.sentence(_option(problem.path)) for problem in found)
+        raise UsageError("\n".join(map(ended, told)), "See infconv --help.")
     return spec
+
+
+def _option(path: tuple[str | int, ...]) -> str:
+    """Return how a user of options calls `path`: `--dim batch`, `--opset`."""
+    for start, name in _OPTIONS.items():
+        if path[: len(start)] == start:
+            return " ".join([name, *(str(part) for part in path[len(start) :][:1])])
+    names = [part for part in path if isinstance(part, str)]
+    return "--" + names[-1].replace("_", "-") if names else "the options"
 
 
 def absolute(spec: PipelineSpec) -> PipelineSpec:
     """Return `spec` with absolute paths, so that it means the same wherever it is saved."""
-    return _anchored(spec, Path.cwd())
+    return _anchored(spec, Path.cwd(), default_output=True)
 
 
-def _anchored(spec: PipelineSpec, folder: Path) -> PipelineSpec:
-    """Return `spec` with its relative paths made relative to `folder`."""
+def _anchored(spec: PipelineSpec, folder: Path, *, default_output: bool = False) -> PipelineSpec:
+    """Return `spec` with its relative paths made relative to `folder`, where `default_output` puts unnamed outputs."""
 
     def anchor(path: str | None) -> str | None:
         return None if path is None or _is_reference(path) else str(folder / path)
 
     source = spec.source.model_copy(
-        update={"path": anchor(spec.source.path) or spec.source.path, "weights": anchor(spec.source.weights)}
+        update={
+            "path": anchor(spec.source.path) or spec.source.path,
+            "weights": anchor(spec.source.weights),
+            "python_path": [str(folder / path) for path in spec.source.python_path],
+        }
     )
-    targets = [t.model_copy(update={"output": anchor(t.output)}) for t in spec.targets]
-    return spec.model_copy(update={"source": source, "targets": targets, "sample": anchor(spec.sample)})
+    unnamed = str(folder) if default_output else None
+    targets = [
+        t.model_copy(
+            update={
+                "output": anchor(t.output) if t.output else unnamed,
+                "precision_plan": anchor(t.precision_plan),
+            }
+        )
+        for t in spec.targets
+    ]
+    update = {"source": source, "targets": targets, "sample": anchor(spec.sample)}
+    return spec.model_copy(update={**update, "calibration": _anchored_calibration(spec.calibration, anchor)})
+
+
+def _anchored_calibration(
+    entry: CalibrationEntry | None, anchor: Callable[[str | None], str | None]
+) -> CalibrationEntry | None:
+    if entry is None:
+        return None
+    text = entry.text.model_copy(update={"tokenizer": anchor(entry.text.tokenizer or None) or ""})
+    return entry.model_copy(update={"path": anchor(entry.path), "text": text})
+
+
+def _with_own_folder(spec: PipelineSpec) -> PipelineSpec:
+    """Return `spec` with its file's folder, `.` as long as it is not anchored, added to `python_path` if it matters."""
+    names = [item if isinstance(item, str) else next(iter(item)) for item in (*(spec.steps or ()), *spec.add)]
+    folders = spec.source.python_path
+    if "." in folders or not any(_is_module(name) for name in (spec.source.path, *names)):
+        return spec
+    return spec.model_copy(update={"source": spec.source.model_copy(update={"python_path": [*folders, "."]})})
+
+
+def _is_module(name: str) -> bool:
+    return _is_reference(name) and "://" not in name
 
 
 def _is_reference(path: str) -> bool:
     """Return whether `path` is `module:function` or a URL, which no folder applies to."""
     head, separator, tail = path.partition(":")
     return bool(separator) and (tail.startswith("//") or head.replace(".", "").isidentifier())
-
-
-def explain(error: ValidationError, root: type[BaseModel]) -> list[str]:
-    """Return one sentence for each problem: the key, what is wrong, and the likely spelling of an unknown key."""
-    return [_explain_one(problem, root) for problem in error.errors()]
-
-
-def _explain_one(problem: Mapping[str, Any], root: type[BaseModel]) -> str:
-    location: Sequence[Any] = problem["loc"]
-    key = ".".join(str(part) for part in location)
-    if problem["type"] == "extra_forbidden":
-        known = _fields_at(root, location[:-1])
-        close = difflib.get_close_matches(str(location[-1]), known, n=1)
-        return f"unknown key '{key}'" + (f", did you mean '{close[0]}'?" if close else f" (known: {', '.join(known)})")
-    if problem["type"] == "missing":
-        return f"'{key}' is missing"
-    return f"'{key}': {problem['msg'].removeprefix('Value error, ')}"
-
-
-def _fields_at(root: type[BaseModel], location: Sequence[Any]) -> list[str]:
-    """Return the keys that are known where `location` points to, walking the models' annotations."""
-    model = root
-    for part in location:
-        if isinstance(part, str) and part in model.model_fields:
-            nested = _model_in(model.model_fields[part].annotation)
-            model = nested or model
-    return sorted(model.model_fields)
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for argument in getattr(annotation, "__args__", ()):
-        found = _model_in(argument)
-        if found is not None:
-            return found
-    return None

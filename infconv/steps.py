@@ -13,7 +13,8 @@ from pydantic import ValidationError
 
 from infconv import registry
 from infconv.errors import UnsupportedError, UsageError, did_you_mean
-from infconv.spec import StepItem, explain
+from infconv.explain import explain
+from infconv.spec import StepItem
 
 if TYPE_CHECKING:
     from infconv.convert._exporter import Exporter
@@ -80,7 +81,7 @@ def make_pass(name: str, options: Any) -> Pass:
     try:
         return kind.model_validate(options or {})
     except ValidationError as error:
-        raise UsageError(f"Step '{name}': " + "; ".join(explain(error, kind))) from None
+        raise UsageError(f"Step '{name}': {explain(error, kind, options)}") from None
 
 
 def parse_step(text: str) -> StepItem:
@@ -110,7 +111,9 @@ def without(steps: Sequence[Pass | Repeat], skip: Sequence[str]) -> tuple[Pass |
     present = {step.step_name() for step in flatten(steps)}
     for name in skip:
         if name not in present:
-            raise UsageError(f"--skip '{name}': no such step in this pipeline.", did_you_mean(name, present))
+            several = f"Repeat it for several: --skip {' --skip '.join(name.split(','))}"
+            hint = several if "," in name else did_you_mean(name, present)
+            raise UsageError(f"--skip '{name}': no such step in this pipeline.", hint)
     return _without(steps, set(skip))
 
 

@@ -1,4 +1,4 @@
-"""Run the command in a forked child and watch it: a native crash, a kill for memory or a time-out becomes a sentence.
+"""Run the command in a forked child and watch it: a native crash or a kill for memory becomes a sentence.
 
 The fork happens before anything heavy is imported, so that it costs a millisecond.
 """
@@ -11,7 +11,6 @@ import os
 import signal
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,11 +22,11 @@ _ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
 
 
-def supervised(command: Callable[[], int], *, timeout: float | None, memory_limit: int | None) -> int:
-    """Return `command()`'s exit code, run in a child that may use `memory_limit` bytes and `timeout` seconds.
+def supervised(command: Callable[[], int]) -> int:
+    """Return `command()`'s exit code, run in a child.
 
-    Temporary and staging folders are removed however the child ends. Raises ResourceError at a limit, InfconvError
-    (a bug) when the child dies of another signal.
+    Temporary and staging folders are removed however the child ends. Raises ResourceError when the child is killed,
+    InfconvError (a bug) when it dies of another signal.
     """
     if not CAN_FORK:
         return command()
@@ -36,16 +35,14 @@ def supervised(command: Callable[[], int], *, timeout: float | None, memory_limi
         sys.stderr.flush()
         child = os.fork()
         if child == 0:
-            _run_child(command, folder, memory_limit)
+            _run_child(command, folder)
         for number in _ENDS:
             signal.signal(number, lambda received, _: _signal(child, received))
-        status = _wait(child, timeout)
-    return _exit_code(status, timeout)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return _exit_code(status)
 
 
-def _exit_code(status: int | None, timeout: float | None) -> int:
-    if status is None:
-        raise ResourceError(f"The conversion did not finish within {timeout:g} s.", "Raise the limit with --timeout.")
+def _exit_code(status: int) -> int:
     if status >= 0:
         return status
     if -status == signal.SIGKILL:
@@ -59,7 +56,7 @@ def _exit_code(status: int | None, timeout: float | None) -> int:
     )
 
 
-def _run_child(command: Callable[[], int], folder: Path, memory_limit: int | None) -> None:
+def _run_child(command: Callable[[], int], folder: Path) -> None:
     code = 1
     try:
         os.setpgid(0, 0)  # a group of its own, so that what it starts can be killed with it
@@ -67,10 +64,6 @@ def _run_child(command: Callable[[], int], folder: Path, memory_limit: int | Non
             signal.signal(number, signal.default_int_handler)
         _end_with_parent()
         tempfile.tempdir = str(folder)
-        if memory_limit:
-            import resource
-
-            resource.setrlimit(resource.RLIMIT_AS, (memory_limit, memory_limit))
         code = command()
     except KeyboardInterrupt:
         code = 130
@@ -86,29 +79,6 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         raise KeyboardInterrupt
-
-
-def _wait(child: int, timeout: float | None) -> int | None:
-    """Return the child's exit status (negative: the signal); None when it had to be killed at the time-out."""
-    if timeout is None:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        pid, status = os.waitpid(child, os.WNOHANG)
-        if pid:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.02)
-    _kill(child)
-    os.waitpid(child, 0)
-    return None
-
-
-def _kill(child: int) -> None:
-    """Kill the child and what it started."""
-    try:
-        os.killpg(child, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        os.kill(child, signal.SIGKILL)
 
 
 def _signal(child: int, number: int) -> None:

@@ -55,6 +55,53 @@ def test_dry_run_prints_a_pipeline_that_run_accepts(infconv, mlp: Path, tmp_path
     assert (tmp_path / "out.onnx").exists()
 
 
+def test_dry_run_keeps_the_limits_and_speaks_json(infconv, mlp: Path, tmp_path: Path) -> None:
+    done = infconv("convert", mlp, "--timeout", "5m", "--memory-limit", "8GiB", "--dry-run", "--json")
+    pipeline = done.json["pipeline"]
+    assert (done.json["exit_code"], pipeline["timeout"], pipeline["memory_limit"]) == (0, 300, 8 << 30)
+    assert pipeline["targets"][0]["output"] == str(tmp_path)
+
+
+def test_a_file_has_limits_of_its_own(infconv, mlp: Path, tmp_path: Path) -> None:
+    text = f"source: {{path: {mlp.name}}}\ntargets: [{{target: onnx, output: new/a.onnx}}]\ntimeout: 10ms\n"
+    (tmp_path / "p.yaml").write_text(text)
+    done = infconv("run", "p.yaml")
+    assert done.code == 7
+    assert "--timeout" in done.err
+    assert not (tmp_path / "new").exists()
+    assert infconv("run", "p.yaml", "--timeout", "5m").code == 0
+
+
+PASS = """
+from infconv.passes import Pass
+class Nothing(Pass):
+    "Does nothing."
+    def run(self, model, context):
+        return 0
+"""
+
+
+def test_modules_are_found_beside_the_pipeline_file(infconv, mlp: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "sub"
+    folder.mkdir()
+    (folder / "beside.py").write_text(PASS)
+    text = f"source: {{path: ../{mlp.name}}}\nadd: ['beside:Nothing']\ntargets: [{{target: onnx}}]\n"
+    (folder / "p.yaml").write_text(text)
+    done = infconv("run", "sub/p.yaml", "--json")
+    assert "beside:Nothing" in {step["name"] for step in done.json["steps"]}
+    assert (folder / "mlp.onnx").exists()
+
+
+def test_a_factory_is_found_beside_the_pipeline_file(infconv, tmp_path: Path) -> None:
+    folder = tmp_path / "sub"
+    folder.mkdir()
+    (folder / "net.py").write_text("import torch\ndef make(): return torch.nn.Linear(4, 2)\n")
+    text = "source: {path: 'net:make', inputs: {input: [batch, 4]}}\ntargets: [{target: onnx}]\n"
+    (folder / "p.yaml").write_text(text)
+    assert infconv("run", "sub/p.yaml").code == 0
+    assert (folder / "make.onnx").exists()
+
+
 def test_flags_go_on_top_of_a_pipeline_file(infconv, mlp: Path, tmp_path: Path) -> None:
     text = "version: 1\nsource: {path: other.onnx}\nsteps: [basic]\nskip: [remove-unused]\nverify: {when: 'off'}\n"
     (tmp_path / "p.yaml").write_text(text + "targets: [{target: openvino, output: out/a.xml}]\n")
@@ -97,7 +144,18 @@ BAD = {
     "malformed input": (["mlp.onnx", "--input", "x"], 2, "NAME:DIMS"),
     "unknown dim": (["mlp.onnx", "--dim", "bacth=1..2"], 2, "Did you mean 'batch'?"),
     "malformed dim": (["mlp.onnx", "--dim", "batch"], 2, "NAME=SIZES"),
-    "reversed dim": (["mlp.onnx", "--dim", "batch=8..2"], 2, "min <= opt <= max"),
+    "reversed dim": (["mlp.onnx", "--dim", "batch=8..2"], 2, "--dim 'batch=8..2': 1 <= min <= opt <= max"),
+    "dim twice": (["mlp.onnx", "--dim", "batch=1", "--dim", "batch=2"], 2, "given twice"),
+    "unknown type": (["mlp.onnx", "--input", "x:batch,8:flot"], 2, "Did you mean 'float32'?"),
+    "impossible opset": (["mlp.onnx", "--opset", "99"], 2, "--opset 99 is not possible for target onnx.\nIt takes 7"),
+    "opset that the target lacks": (["mlp.onnx", "-t", "trt", "--opset", "24"], 2, "It takes 7 to 23"),
+    "opset that is no number": (["mlp.onnx", "--opset", "new"], 2, "'--opset': a number is needed"),
+    "negative tolerance": (["mlp.onnx", "--rtol", "-1"], 2, "--rtol is -1; it must be at least 0"),
+    "unknown moment": (["mlp.onnx", "--verify", "ech"], 2, "Did you mean 'each'?"),
+    "unknown option": (["mlp.onnx", "--fp61"], 2, "--fp16"),
+    "weights beside a model": (["mlp.onnx", "--weights", "w.pt"], 2, "--weights does not go with 'mlp.onnx'"),
+    "useless options": (["mlp.onnx", "--python", "/x", "--trust-pickle"], 2, "--python and --trust-pickle do not go"),
+    "Python code": (["net.py"], 3, "infconv convert net:FUNCTION"),
     "two precisions": (["mlp.onnx", "--fp16", "--bf16"], 2, "exclude each other"),
     "two targets, one file": (["mlp.onnx", "-t", "onnx", "-t", "ort", "-o", "x.onnx"], 2, "Name a folder"),
     "output is the source": (["mlp.onnx", "-o", "mlp.onnx"], 2, "is the source itself"),
@@ -115,6 +173,7 @@ BAD = {
 @pytest.fixture
 def bad_inputs(mlp: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("not a model")
+    (tmp_path / "net.py").write_text("def make(): ...")
     (tmp_path / "empty").mkdir()
     (tmp_path / "link.onnx").symlink_to(mlp)
     (tmp_path / "way.onnx.infconv.json").mkdir()
@@ -175,13 +234,62 @@ def test_inspect_shows_the_model(infconv, mlp: Path) -> None:
     assert document["refused"] == []
 
 
+def test_inspect_names_what_is_no_onnx_and_the_way_to_it(infconv, tmp_path: Path) -> None:
+    (tmp_path / "net.pt2").write_bytes(b"program")
+    (tmp_path / "a.engine").write_bytes(b"ptrt")
+    done = infconv("inspect", "net.pt2")
+    assert (done.code, "convert net.pt2 -o model.onnx" in done.err) == (2, True)
+    done = infconv("inspect", "a.engine")
+    assert (done.code, "is a TensorRT engine" in done.err) == (2, True)
+
+
+def test_init_writes_a_pipeline_that_runs_and_overwrites_nothing(infconv, mlp: Path, tmp_path: Path) -> None:
+    assert infconv("init", mlp.name, "-o", "sub/p.yaml").code == 0
+    text = (tmp_path / "sub" / "p.yaml").read_text()
+    assert "x: [batch, 8]   # float32" in text
+    assert yaml.safe_load(text)["source"] == {"path": "../mlp.onnx", "dims": {"batch": {"min": 1, "opt": 8, "max": 32}}}
+    assert infconv("run", "sub/p.yaml").code == 0
+    assert (tmp_path / "sub" / "out" / "mlp.onnx").exists()
+    done = infconv("init", mlp.name, "-o", "sub/p.yaml")
+    assert (done.code, "--force" in done.err) == (2, True)
+    assert infconv("init", "-o", "sub/p.yaml", "--force", "--json").json["pipeline"] == "sub/p.yaml"
+    assert infconv("init", "gone.onnx", "-o", "q.yaml").code == 3
+    assert not (tmp_path / "q.yaml").exists()
+
+
+def test_init_says_what_a_factory_needs(infconv, tmp_path: Path) -> None:
+    assert infconv("init", "my.module:make").code == 0
+    source = yaml.safe_load((tmp_path / "pipeline.yaml").read_text())["source"]
+    assert source == {"path": "my.module:make", "inputs": {"x": ["batch", 3, 224, 224]}}
+
+
+def test_diff_shows_what_changed(infconv, mlp: Path, tmp_path: Path) -> None:
+    changed = onnx.load(mlp)
+    changed.graph.node[2].op_type = "Sigmoid"
+    changed.graph.output[0].type.tensor_type.shape.dim[0].dim_param = "n"
+    onnx.save(changed, tmp_path / "changed.onnx")
+    assert "the same graph of 4 nodes" in infconv("diff", mlp, mlp).out
+    done = infconv("diff", mlp, "changed.onnx")
+    assert "Sigmoid → r" in done.out
+    assert "float32[batch,4] → float32[n,4]" in done.out
+    document = infconv("diff", mlp, "changed.onnx", "--json").json
+    assert (document["equal"], document["nodes"]["removed"]) == (False, ["Relu → r"])
+    assert infconv("diff", mlp, "gone.onnx").code == 3
+
+
 def test_compare_exits_with_5_beyond_tolerance(infconv, mlp: Path, tmp_path: Path) -> None:
+    (tmp_path / "e").mkdir()
     changed = onnx.load(mlp)
     changed.graph.node[2].op_type = "Sigmoid"
     onnx.save(changed, tmp_path / "changed.onnx")
     assert infconv("compare", mlp, mlp).code == 0
     assert infconv("compare", mlp, "changed.onnx").code == 5
-    assert infconv("compare", mlp, "gone.onnx").code == 3
+    for wrong, words in (("gone.onnx", "does not exist"), ("e", "'e'")):
+        done = infconv("compare", mlp, wrong)
+        assert (done.code, words in done.err) == (3, True)
+    done = infconv("compare", mlp, mlp, "--inputs", "gone.npz")
+    assert (done.code, "--inputs 'gone.npz'" in done.err) == (2, True)
+    assert infconv("compare", mlp, mlp, "--rtol", "-1").code == 2
 
 
 class Sleeps(Pass):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+import pickle
 import signal
 import time
 from pathlib import Path
@@ -15,6 +17,8 @@ import onnxruntime
 import pytest
 
 import infconv
+from infconv.api import make_spec
+from infconv.options import ConvertOptions
 from infconv.passes import Pass
 from tests.conftest import make_mlp
 
@@ -119,7 +123,7 @@ def test_a_users_sample_is_used(mlp: Path, tmp_path: Path) -> None:
 def test_a_wrong_step_fails_the_conversion_and_leaves_nothing(mlp: Path, tmp_path: Path) -> None:
     with pytest.raises(infconv.VerificationError, match="output 'y' at batch=2"):
         infconv.convert(mlp, output=tmp_path / "out" / "w.onnx", passes=[WRONG])
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_old_artifact_survives_a_failure(mlp: Path, tmp_path: Path) -> None:
@@ -190,6 +194,66 @@ def test_optimize_returns_a_graph_and_leaves_the_model_alone(mlp: Path) -> None:
     graph = infconv.optimize(proto)
     assert proto.SerializeToString() == before
     assert next(n.op_type for n in graph.graph) in {"MatMul", "Gemm"}
+
+
+def test_a_bug_in_a_step_of_optimize_is_an_error_of_ours(mlp: Path, monkeypatch) -> None:
+    monkeypatch.setattr("infconv.api.level_steps", lambda target, level: [f"{__name__}:Buggy"])
+    with pytest.raises(infconv.InfconvError, match="Buggy failed with ZeroDivisionError") as caught:
+        infconv.optimize(mlp)
+    assert isinstance(pickle.loads(pickle.dumps(caught.value)), infconv.InfconvError)
+
+
+def test_the_options_are_declared_and_shown() -> None:
+    declared = set(ConvertOptions.__annotations__)
+    assert declared == {name for name, p in inspect.signature(make_spec).parameters.items() if p.kind == p.KEYWORD_ONLY}
+    assert declared < set(inspect.signature(infconv.convert).parameters)
+
+
+def test_a_misspelt_option_is_named(mlp: Path) -> None:
+    with pytest.raises(TypeError, match="no option 'targt'. Did you mean 'target'?"):
+        infconv.convert(mlp, targt="onnx")
+
+
+def test_limits_hold_in_python_too(mlp: Path, tmp_path: Path) -> None:
+    result = infconv.convert(mlp, output=tmp_path / "a.onnx", timeout="5m", memory_limit="64GiB")
+    assert result.artifacts[0].verification.passed
+    for step, limits in (("Hangs", {"timeout": 2}), ("Hoards", {"memory_limit": "6GiB"})):
+        with pytest.raises(infconv.ResourceError, match="did not finish within 2 s|more memory"):
+            infconv.convert(mlp, output=tmp_path / "new" / "b.onnx", passes=f"{__name__}:{step}", **limits)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.onnx", "a.onnx.infconv.json", "mlp.onnx"]
+
+
+class Hoards(Pass):
+    """A step that wants more memory than there is."""
+
+    def run(self, model, context) -> int:
+        return len(bytearray(1 << 40))
+
+
+@pytest.mark.parametrize("described", [False, True])
+@pytest.mark.parametrize("target", ["onnx", "ov", "trt"])
+def test_outputs_without_shape_or_type_are_converted(tmp_path: Path, target: str, described: bool) -> None:
+    model = onnx.load(make_mlp(tmp_path / "m.onnx"))
+    output = onnx.helper.make_tensor_value_info("y", 1, None) if described else onnx.ValueInfoProto(name="y")
+    del model.graph.output[:]
+    model.graph.output.append(output)
+    onnx.save(model, tmp_path / "m.onnx")
+    assert infconv.convert(tmp_path / "m.onnx", target=target, output=tmp_path / "out").artifacts
+
+
+LOOP = """<ir_version: 9, opset_import: ["" : 17]> m (float[4] x, bool c) => (float[4] y, float[4] x) {
+    n = Constant<value = int64 {3}>()
+    y = Loop(n, c, x) <body = b (int64 i, bool ci, float[4] v) => (bool ci, float[4] w) { w = Add(v, v) }>
+}"""
+
+
+def test_tensorrt_takes_an_input_that_is_an_output_or_a_loops_condition(tmp_path: Path) -> None:
+    onnx.save(onnx.parser.parse_model(LOOP), tmp_path / "loop.onnx")
+    for target in ("onnx", "trt"):
+        (artifact,) = infconv.convert(tmp_path / "loop.onnx", target=target, output=tmp_path / "out").artifacts
+    assert {tensor["name"] for tensor in artifact.facts["inputs"]} == {"x", "c"}
+    assert {tensor["name"] for tensor in artifact.facts["outputs"]} == {"y", "x_output"}
+    assert any("'x' is called 'x_output'" in note for note in artifact.notes)
 
 
 def test_a_scalar_condition_is_fed(tmp_path: Path) -> None:

@@ -15,11 +15,14 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A module may import from its own layer and those above it in this list.
 LAYERS = [
     {"errors", "__init__", "_onnx_ir"},
-    {"isolate", "registry", "plain", "configs"},
-    {"_protobuf", "_normalise", "model", "census", "compare"},
+    {"isolate", "registry", "plain", "configs", "explain", "options", "environments"},
+    {"_protobuf", "_normalise", "model", "census", "compare", "agreement", "computation"},
     {"passes", "quantize", "convert"},
-    {"transfer", "result", "observe", "spec", "reference", "publish", "steps", "run_artifact"},
-    {"verify", "runner", "manifest", "crash", "pipeline", "api", "supervise"},
+    {"texts", "pipeline_file", "difference"},
+    {"transfer", "result", "observe", "spec", "synthetic", "reference", "publish", "steps", "run_artifact", "calibrated"},
+    {"align", "reduce"},
+    {"verify", "runner", "manifest", "crash", "pipeline", "limits", "api", "supervise", "schema", "starting_pipeline"}
+    | {"replay", "repro", "bisect", "bisect_models", "comparison", "metrics"},
     {"console"},
     {"commands"},
     {"cli"},

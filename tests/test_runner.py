@@ -28,7 +28,10 @@ class Recorded(Pass):
 
     def run(self, model: ir.Model, context: Context) -> int:
         self.runs.append(self.name)
-        return int(self.runs.count(self.name) <= self.work)
+        changes = int(self.runs.count(self.name) <= self.work)
+        if changes:
+            model.doc_string = f"changed by {self.runs}"
+        return changes
 
     @classmethod
     def step_name(cls) -> str:

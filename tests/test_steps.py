@@ -33,7 +33,7 @@ def test_options_are_validated() -> None:
     assert next(iter(resolve([{"fold-constants": {"max_bytes": 7}}]))).max_bytes == 7
     with pytest.raises(UsageError, match="'max_byte', did you mean 'max_bytes'"):
         resolve([{"fold-constants": {"max_byte": 7}}])
-    with pytest.raises(UsageError, match="greater than or equal"):
+    with pytest.raises(UsageError, match="must be at least 0"):
         resolve([{"fold-constants": {"max_bytes": -1}}])
 
 

@@ -1,8 +1,7 @@
-"""Parse what users type: dims, sizes, durations, exporter options."""
+"""Parse what users type: steps, exporter options, a pipeline that flags go on top of."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,55 +11,6 @@ from infconv.errors import UsageError, did_you_mean
 if TYPE_CHECKING:
     from infconv.spec import PipelineSpec, StepItem
 
-_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
-_SECONDS = {"": 1.0, "s": 1.0, "ms": 1e-3, "m": 60.0, "min": 60.0, "h": 3600.0}
-
-
-def memory(text: str | None) -> int | None:
-    """Parse `8GiB`, `500MB` to bytes. Raises UsageError."""
-    return None if text is None else int(_quantity(text, _UNITS, "--memory-limit", "8GiB"))
-
-
-def duration(text: str | None, option: str = "--timeout") -> float | None:
-    """Parse `30m`, `90s`, `1.5h` to seconds. Raises UsageError naming the `option`."""
-    return None if text is None else _quantity(text, _SECONDS, option, "30m")
-
-
-def _quantity(text: str, units: dict[str, Any], option: str, example: str) -> float:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
-    unit = match[2].lower() if match else None
-    if match is None or unit not in units:
-        raise UsageError(f"{option} '{text}' is not a number with a unit.", f"Example: {option} {example}")
-    return float(match[1]) * units[unit]
-
-
-def inputs(texts: Sequence[str]) -> dict[str, Any]:
-    """Parse `NAME:DIMS[:DTYPE]` options to input entries."""
-    from infconv.convert._base import parse_input
-
-    parsed = dict(parse_input(text) for text in texts)
-    return {name: {"dims": list(spec.dims), "dtype": spec.dtype} for name, spec in parsed.items()}
-
-
-def dims(texts: Sequence[str]) -> dict[str, Any]:
-    """Parse `batch=1..32`, `batch=1,8,32` (min, opt, max), `batch=8` (fixed). Raises UsageError."""
-    return dict(_dim(text) for text in texts)
-
-
-def _dim(text: str) -> tuple[str, dict[str, int]]:
-    name, _, value = text.partition("=")
-    match = re.fullmatch(r"(\d+)(?:\.\.(\d+)|,(\d+),(\d+))?", value.replace(" ", ""))
-    if not name or match is None:
-        raise UsageError(
-            f"--dim '{text}' is not NAME=SIZES.", "Example: --dim batch=1..32, or batch=1,8,32 (min,opt,max)."
-        )
-    least = int(match[1])
-    if match[2]:
-        return name, {"min": least, "max": int(match[2])}
-    if match[3]:
-        return name, {"min": least, "opt": int(match[3]), "max": int(match[4])}
-    return name, {"min": least, "opt": least, "max": least}
-
 
 def steps(texts: Sequence[str]) -> list[StepItem]:
     """Parse the values of `-p`."""
@@ -69,7 +19,7 @@ def steps(texts: Sequence[str]) -> list[StepItem]:
     return [parse_step(text) for text in texts]
 
 
-def exporter_options(texts: Sequence[str]) -> dict[str, Any]:
+def exporter_options(texts: Sequence[str], flag: str = "--option") -> dict[str, Any]:
     """Parse `key=value`, the value as YAML; a comma makes a list (`compute_capability=sm89,sm120`)."""
     import yaml
 
@@ -77,9 +27,17 @@ def exporter_options(texts: Sequence[str]) -> dict[str, Any]:
     for text in texts:
         key, separator, value = text.partition("=")
         if not separator or not key:
-            raise UsageError(f"--option '{text}' is not KEY=VALUE.", "Example: --option compute_capability=sm89")
+            example = "compute_capability=sm89" if flag == "--option" else "handlers=my_operators"
+            raise UsageError(f"{flag} '{text}' is not KEY=VALUE.", f"Example: {flag} {example}")
         parsed[key.replace("-", "_")] = yaml.safe_load(f"[{value}]" if "," in value else value)
     return parsed
+
+
+def names(text: str | None) -> list[str]:
+    """Parse names with commas between; `all` are all edge cases."""
+    from infconv.synthetic import EDGE_CASES
+
+    return list(EDGE_CASES) if text == "all" else [name.strip() for name in (text or "").split(",") if name.strip()]
 
 
 def on_base(
@@ -100,13 +58,19 @@ def on_base(
         raise UsageError(f"--pipeline '{pipeline}' is neither a file nor shipped.", did_you_mean(pipeline, shipped()))
     base = load_spec(pipeline)
     flags = build(base.steps)
+    folders = [*flags.source.python_path, *base.source.python_path]
     return flags.model_copy(
         update={
+            "source": flags.source.model_copy(update={"python_path": folders}),
             "targets": flags.targets if targets_given else base.targets,
             "add": [*base.add, *flags.add],
             "skip": [*base.skip, *flags.skip],
             "opset": flags.opset or base.opset,
             "sample": flags.sample or base.sample,
+            "calibration": flags.calibration or base.calibration,
+            "seed": flags.seed or base.seed,
+            "timeout": flags.timeout or base.timeout,
+            "memory_limit": flags.memory_limit or base.memory_limit,
             "verify": base.verify if flags.verify.model_dump() == _default_verify() else flags.verify,
         }
     )

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from infconv import console, registry
+from infconv import console, environments, registry
 from infconv.errors import UsageError, did_you_mean
 from infconv.plain import plain
 
 if TYPE_CHECKING:
-    from infconv.api import Comparison
+    from infconv.bisect import Bisection
+    from infconv.comparison import Comparison, LayerCheck
+    from infconv.environments import Environment
 
 
 def show_targets(json: bool) -> None:
@@ -51,6 +54,15 @@ def _available(requires: dict[str, str]) -> str:
     return f"pip install 'infconv[{','.join(dict.fromkeys(missing))}]'" if missing else ""
 
 
+def _frontend_state(name: str, requires: dict[str, str]) -> tuple[str, str]:
+    """Return the command that installs what the frontend lacks, and the environment that has it; either is empty."""
+    own = environments.find(name)
+    if requires and own is not None and own.ok:
+        return "", name
+    missing = _available(requires)
+    return (f"infconv env create {name}" if missing and name in environments.shipped() else missing), ""
+
+
 def show_frontends(json: bool) -> None:
     """List frontends, the formats they read and whether they work here."""
     rows: list[dict[str, Any]] = [
@@ -58,7 +70,7 @@ def show_frontends(json: bool) -> None:
             "frontend": name,
             "summary": kind.summary,
             "formats": dict(kind.formats),
-            "available": _available(kind.requires),
+            "available": _frontend_state(name, kind.requires)[0],
         }
         for name, kind in registry.classes("frontend")
     ]
@@ -101,6 +113,7 @@ def _describe_pass(name: str, kind: Any) -> dict[str, Any]:
 
 
 def _show_why(name: str | None, path: str, json: bool) -> None:
+    from infconv.convert import require_onnx
     from infconv.model import load
     from infconv.observe import Observers
     from infconv.passes import Context
@@ -109,6 +122,7 @@ def _show_why(name: str | None, path: str, json: bool) -> None:
 
     if name is None:
         raise UsageError("--why needs the pass's name.", "Example: infconv passes fuse-gelu --why model.onnx")
+    require_onnx(path, "passes --why")
     model, context = load(path), Context(why=[])
     model, _ = run_steps(resolve(["prepare"]), model, Context(), Observers())
     changes = make_pass(name, {}).run(model, context)
@@ -123,8 +137,10 @@ def _show_why(name: str | None, path: str, json: bool) -> None:
 def show_model(path: str, target: str | None, json: bool) -> None:
     """Show what an ONNX file holds; with a target, what that target does not accept."""
     from infconv.census import compute_types, take_census
+    from infconv.convert import require_onnx
     from infconv.model import load
 
+    require_onnx(path, "inspect")
     model = load(path)
     census = take_census(model)
     document: dict[str, Any] = {
@@ -214,12 +230,31 @@ def show_doctor(json: bool) -> None:
     versions = {name: _version(metadata, name) for name in packages}
     parts = [("frontend", name, kind) for name, kind in registry.classes("frontend")]
     parts += [("target", name, kind) for name, kind in registry.classes("exporter")]
-    rows = [{"kind": what, "name": name, "install": _available(kind.requires)} for what, name, kind in parts]
+    rows: list[dict[str, Any]] = []
+    for what, name, kind in parts:
+        state = _frontend_state(name, kind.requires) if what == "frontend" else (_available(kind.requires), "")
+        rows.append({"kind": what, "name": name, "install": state[0], "environment": state[1]})
     if json:
-        console.print_json({"packages": versions, "parts": rows})
+        made = [each.as_json() for each in environments.every()]
+        console.print_json({"packages": versions, "parts": rows, "environments": made})
         return
     console.print_table("", ["package", "version"], [[k, v or "not installed"] for k, v in versions.items()])
-    console.print_table("", ["", "name", "works"], [[r["kind"], r["name"], r["install"] or "yes"] for r in rows])
+    console.print_table("", ["", "name", "works"], [[r["kind"], r["name"], _works(r)] for r in rows])
+    for each in environments.every():
+        if each.outdated or not each.ok:
+            console.print_mapping({f"environment {each.name}": _renewal(each)})
+
+
+def _works(row: Mapping[str, Any]) -> str:
+    found = environments.find(row["environment"]) if row["environment"] else None
+    if found is None:
+        return row["install"] or "yes"
+    versions = ", ".join(f"{name} {version}" for name, version in found.versions.items())
+    return f"yes, in environment {found.name} (Python {found.python}: {versions})"
+
+
+def _renewal(found: Environment) -> str:
+    return f"{found.problem or 'made from an older lock'}: infconv env create {found.name}"
 
 
 def _version(metadata: Any, name: str) -> str | None:
@@ -234,13 +269,61 @@ def show_comparison(comparison: Comparison, json: bool) -> None:
     if json:
         console.print_json(plain(comparison))
         return
+    figures = ("max abs", "max rel", "mean abs", "cosine", "SQNR dB")
     rows = [
-        [check.label, o.name, "ok" if o.ok else o.reason, _figure(o.max_abs), _figure(o.max_rel), _figure(o.sqnr_db)]
+        [
+            *(check.label, o.name, "ok" if o.ok else o.reason),
+            *map(_figure, (o.max_abs, o.max_rel, o.mean_abs, o.cosine, o.sqnr_db)),
+            "-" if o.first is None else str(list(o.first)),
+            "-" if o.agreement is None else f"{o.agreement:.2%}",
+        ]
         for check in comparison.samples
         for o in check.outputs
     ]
-    columns = ["inputs", "output", "", "max abs", "max rel", "SQNR dB"]
-    console.print_table("", columns, rows, right=("max abs", "max rel", "SQNR dB"))
+    columns = ["inputs", "output", "", *figures, "first", "agree"]
+    console.print_table("", columns, rows, right=figures)
+    if comparison.layers is not None:
+        _show_layers(comparison.layers)
+    for note in comparison.notes:
+        console.print_mapping({"note": note})
+
+
+_SHOWN_LAYERS = 5
+
+
+def _show_layers(check: LayerCheck) -> None:
+    """Show where inner values first differ, with what comes before and after."""
+    agree = sum(layer.error.ok for layer in check.layers)
+    summary = f"{len(check.layers)} of {check.values} have a counterpart, {agree} of these agree (at {check.label})"
+    console.print_mapping({"inner values": summary})
+    if check.first is None:
+        console.print_mapping({"first divergence": "none"})
+        return
+    position = check.layers.index(check.first)
+    console.print_mapping({"first divergence": f"{check.first.node}: '{check.first.b}'"})
+    near = check.layers[max(0, position - _SHOWN_LAYERS) : position + _SHOWN_LAYERS + 1]
+    rows = [[x.node, x.b, x.a, x.how, "ok" if x.error.ok else x.error.reason, _figure(x.error.max_abs)] for x in near]
+    console.print_table("", ["node", "value", "stands for", "by", "", "max abs"], rows, right=("max abs",))
+
+
+def show_bisection(found: Bisection, json: bool) -> None:
+    """Show what is to blame, and the folder that shows it."""
+    if json:
+        console.print_json(plain(found))
+        return
+    if not found.culprit or found.fault is None:
+        console.print_mapping({"culprit": "none: nothing differs beyond tolerance"})
+        return
+    lines = {"culprit": found.culprit, "why": found.fault.reason}
+    if found.rewrite is not None:
+        alone = "shows it alone" if found.rewrite.alone else "shows it together with others"
+        lines["rewrite"] = f"{found.rewrite.rewrite} (number {found.rewrite.number}; {alone})"
+    lines["node"] = found.node or "-"
+    if found.repro is not None:
+        same = "fails the same way in a fresh process" if found.repro.reproduced else "did NOT fail the same way"
+        lines["reproducer"] = f"{found.repro.folder}: {found.nodes} of {found.nodes_before} nodes; {same}"
+        lines["command"] = found.repro.command
+    console.print_mapping(lines)
 
 
 def _figure(value: float | None) -> str:

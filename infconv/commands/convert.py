@@ -21,6 +21,8 @@ def convert(
     output: Annotated[str | None, typer.Option("-o", "--output", help="File, or folder.")] = None,
     fp16: Annotated[bool, typer.Option("--fp16", help="Compute in float16 where it is safe.")] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16 where it is safe.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Compute in 8-bit integers; static with --calibration.")] = False,
+    int4: Annotated[bool, typer.Option("--int4", help="Store the weights of products in 4 bits.")] = False,
     input: Annotated[
         list[str] | None,
         typer.Option("--input", help="NAME:DIMS[:DTYPE], e.g. ids:batch,128:int64. Names are dynamic. Repeatable."),
@@ -30,6 +32,10 @@ def convert(
         typer.Option("--dim", help="Sizes of a dynamic dimension: batch=1..32, batch=1,8,32. Repeatable."),
     ] = None,
     sample: Annotated[str | None, typer.Option(help=".npz of real inputs for verification.")] = None,
+    calibration: Annotated[
+        str | None, typer.Option(help="Data for --int8: .npz, .jsonl, a folder of arrays or images, module:function.")
+    ] = None,
+    calibration_samples: Annotated[int, typer.Option(help="How many of them; 0: all.")] = 0,
     add: Annotated[
         list[str] | None, typer.Option("-p", "--pass", help="Add a step, as a YAML item. Repeatable.")
     ] = None,
@@ -42,19 +48,38 @@ def convert(
     atol: Annotated[float | None, typer.Option(help="Absolute tolerance.")] = None,
     rtol: Annotated[float | None, typer.Option(help="Relative tolerance.")] = None,
     min_sqnr: Annotated[float | None, typer.Option(help="Least signal-to-noise ratio, in dB.")] = None,
+    edge_cases: Annotated[
+        str | None,
+        typer.Option("--edge-cases", help="More samples: zeros,ones,large,denormal,padding, or all."),
+    ] = None,
+    metric: Annotated[str | None, typer.Option(help="module:function, a measure of quality on your own data.")] = None,
+    max_drop: Annotated[
+        float | None, typer.Option(help="By how much the metric may be worse than the source's.")
+    ] = None,
+    lower_is_better: Annotated[
+        bool, typer.Option("--lower-is-better", help="A smaller metric is a better one.")
+    ] = False,
     io_types: Annotated[
         Literal["keep", "follow"], typer.Option(help="Float inputs and outputs: float32, or as the precision.")
     ] = "keep",
+    precision_plan: Annotated[
+        str | None, typer.Option("--precision-plan", help="Apply a precision plan (<artifact>.precision.yaml).")
+    ] = None,
     option: Annotated[
         list[str] | None,
         typer.Option("--option", help="An exporter's option, e.g. compute_capability=sm89. Repeatable."),
     ] = None,
     frontend: Annotated[str | None, typer.Option(help="Overrides the recognised frontend.")] = None,
     weights: Annotated[str | None, typer.Option(help="State dict or safetensors for module:factory.")] = None,
+    source_option: Annotated[
+        list[str] | None,
+        typer.Option("--source-option", help="A frontend's option, e.g. handlers=my_operators. Repeatable."),
+    ] = None,
     trust_pickle: Annotated[
         bool, typer.Option("--trust-pickle", help="Allow a source that runs code when loaded.")
     ] = False,
     python: Annotated[str | None, typer.Option(help="The interpreter that has the source's framework.")] = None,
+    env: Annotated[str | None, typer.Option(help="The environment that runs the framework (infconv env list).")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the synthetic inputs.")] = 0,
     timeout: Timeout = None,
     step_timeout: Annotated[str | None, typer.Option(help="Time allowed for a step with --verify each.")] = None,
@@ -78,9 +103,12 @@ def convert(
                 output=output,
                 fp16=fp16,
                 bf16=bf16,
-                input=_parse.inputs(input or []),
-                dim=_parse.dims(dim or []),
+                int8=int8,
+                int4=int4,
+                input=input or [],
+                dim=dim or [],
                 sample=sample,
+                calibration={"path": calibration, "samples": calibration_samples} if calibration else None,
                 steps=steps,
                 passes=_parse.steps(add or []),
                 skip=skip or [],
@@ -89,19 +117,28 @@ def convert(
                 atol=atol,
                 rtol=rtol,
                 min_sqnr=min_sqnr,
-                step_timeout=_parse.duration(step_timeout, "--step-timeout"),
+                edge_cases=_parse.names(edge_cases),
+                metric=metric,
+                max_drop=max_drop,
+                lower_is_better=lower_is_better,
+                step_timeout=step_timeout,
                 io_types=io_types,
+                precision_plan=precision_plan,
                 options=_parse.exporter_options(option or []),
                 frontend=frontend,
                 weights=weights,
+                source_options=_parse.exporter_options(source_option or [], "--source-option"),
                 trust_pickle=trust_pickle,
                 python=python,
+                env=env,
                 seed=seed,
+                timeout=timeout,
+                memory_limit=memory_limit,
             ),
-            targets_given=bool(target or output or fp16 or bf16),
+            targets_given=bool(target or output or fp16 or bf16 or int8 or int4 or precision_plan),
         )
 
-    _run_pipeline(build, dry_run, json, verbose, quiet, timeout, memory_limit)
+    _run_pipeline(build, dry_run, json, verbose, quiet)
 
 
 def run(
@@ -116,11 +153,16 @@ def run(
     """Run a pipeline file."""
 
     def build() -> PipelineSpec:
+        from infconv import texts
         from infconv.spec import load_spec
 
-        return load_spec(pipeline)
+        limits = {
+            "timeout": texts.duration(timeout) if timeout else None,
+            "memory_limit": texts.memory(memory_limit) if memory_limit else None,
+        }
+        return load_spec(pipeline).model_copy(update={name: limit for name, limit in limits.items() if limit})
 
-    _run_pipeline(build, dry_run, json, verbose, quiet, timeout, memory_limit)
+    _run_pipeline(build, dry_run, json, verbose, quiet)
 
 
 def _run_pipeline(
@@ -129,38 +171,46 @@ def _run_pipeline(
     json: bool,
     verbose: bool,
     quiet: bool,
-    timeout: str | None,
-    memory_limit: str | None,
 ) -> None:
     """Build the pipeline and run it, in a supervised child; print the outcome and exit with its code."""
 
     def command() -> int:
-        from infconv.pipeline import execute, plan
+        from infconv.console import Progress
+        from infconv.limits import execute_limited
 
         spec = build()
         if dry_run:
-            from infconv.spec import absolute, to_yaml
-
-            plan(spec)
-            sys.stdout.write(to_yaml(absolute(spec)))
+            _print_plan(spec, json)
             return 0
-        from infconv.console import Progress
 
         progress = Progress(verbose)
         try:
-            result = execute(spec, [] if quiet or json else [progress])
+            result = execute_limited(spec, [] if quiet or json else [progress])
         finally:
             progress.close()
         return _report(result, json, quiet)
 
-    def supervised() -> int:
-        from infconv.commands._parse import duration, memory
-        from infconv.supervise import supervised as in_child
+    def in_child() -> int:
+        from infconv.supervise import supervised
 
-        seconds, size = duration(timeout), memory(memory_limit)
-        return in_child(lambda: guarded(command, json), timeout=seconds, memory_limit=size)
+        return supervised(lambda: guarded(command, json))
 
-    raise typer.Exit(guarded(supervised, json))
+    raise typer.Exit(guarded(in_child, json))
+
+
+def _print_plan(spec: PipelineSpec, json: bool) -> None:
+    """Check everything that needs no model, and print the pipeline file that would run."""
+    from infconv.pipeline import plan
+    from infconv.spec import absolute, to_data, to_yaml
+
+    plan(spec)
+    if json:
+        from infconv import console
+        from infconv.result import Result
+
+        console.print_json(Result().as_json() | {"pipeline": to_data(absolute(spec))})
+    else:
+        sys.stdout.write(to_yaml(absolute(spec)))
 
 
 def _report(result: Result, json: bool, quiet: bool) -> int:

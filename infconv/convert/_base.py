@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from infconv.errors import InfconvError
+from infconv.errors import InfconvError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,6 +62,8 @@ class SourceRequest:
     python: str | None = None
     """The interpreter that runs the framework; None: this one."""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
+    python_path: Sequence[str] = ()
+    """Folders in which modules are looked for before others."""
     memory_limit: int | None = None
     """Bytes."""
     timeout: float | None = None
@@ -76,6 +79,8 @@ class Source(ABC):
 
     model_path: Path
     """The exported (or original) ONNX file."""
+    is_onnx: ClassVar[bool] = False
+    """Whether the source is the ONNX file itself, so that running it is running the source."""
     producer: str
     """What computes the reference, e.g. `torch 2.13.0`."""
     notes: Sequence[str] = ()
@@ -86,6 +91,10 @@ class Source(ABC):
     """Package name -> version, as used by the frontend."""
     dims: Mapping[str, DimRange] = {}
     """Dynamic dimension -> the sizes that the model takes, where the framework knows them."""
+    log: Sequence[str] = ()
+    """The end of what the framework printed, line by line."""
+    files: Sequence[Path] = ()
+    """The files that make up the source, where its path does not name them all."""
     value_limits: Mapping[str, int] = {}
     """Input name -> its integers stay below this (the size of a vocabulary), where the framework knows it."""
 
@@ -126,6 +135,8 @@ class Frontend(ABC):
     """Format name -> one line, e.g. {"exported-program": ".pt2 written by torch.export.save"}."""
     requires: ClassVar[Mapping[str, str]] = {}
     """Import name -> extra that brings it, e.g. {"torch": "torch"}."""
+    takes: ClassVar[frozenset[str]] = frozenset({"--weights", "--python", "--trust-pickle", "source options"})
+    """The options for sources that mean something to it; others are refused."""
 
     @classmethod
     @abstractmethod
@@ -143,17 +154,56 @@ class Frontend(ABC):
         """
 
 
+DTYPES = (
+    *("float32", "float16", "bfloat16", "float64", "int64", "int32", "int16", "int8", "uint8", "uint16", "uint32"),
+    *("uint64", "bool", "str", "complex64", "complex128", "float8_e4m3fn", "float8_e5m2"),
+)
+_OTHER_NAMES = {
+    other: name
+    for name, others in {
+        "float32": "float fp32 f32",
+        "float16": "half fp16 f16",
+        "bfloat16": "bf16",
+        "float64": "double fp64 f64",
+        "int64": "int long i64",
+        "int32": "i32",
+        "int8": "i8",
+        "uint8": "byte u8",
+        "bool": "boolean",
+        "str": "string",
+    }.items()
+    for other in others.split()
+}
+
+
+def check_dtype(name: str, what: str) -> str:
+    """Return the type's `name`. Raises UsageError that suggests the right spelling; `what` has the type."""
+    if name in DTYPES:
+        return name
+    close = difflib.get_close_matches(name.lower(), [*_OTHER_NAMES, *DTYPES], n=1)
+    hint = f"Did you mean '{_OTHER_NAMES.get(close[0], close[0])}'?" if close else f"Known: {', '.join(DTYPES)}."
+    raise UsageError(f"{what} has the unknown type '{name}'.", hint)
+
+
 def parse_input(text: str) -> tuple[str, InputSpec]:
     """Parse `NAME:DIMS[:DTYPE]`, e.g. `input_ids:batch,128:int64`. Raises UsageError."""
-    from infconv.errors import UsageError
-
     name, _, rest = text.partition(":")
-    dims_text, _, dtype = rest.partition(":")
-    dims = [part.strip() for part in dims_text.split(",") if part.strip()]
-    bad = [d for d in dims if not re.fullmatch(r"\d+|[A-Za-z_]\w*", d)]
-    if not name or bad or (not rest):
+    if not name or not rest:
         raise UsageError(
             f"--input '{text}' is not NAME:DIMS[:DTYPE].",
             "Example: --input input_ids:batch,128:int64 (names are dynamic, numbers fixed).",
         )
-    return name, InputSpec(tuple(int(d) if d.isdigit() else d for d in dims), dtype or None)
+    return name, InputSpec(*parse_dims(rest, f"--input '{name}'"))
+
+
+def parse_dims(text: str, what: str) -> tuple[tuple[int | str, ...], str | None]:
+    """Parse `DIMS[:DTYPE]`, e.g. `batch,128:int64`. Raises UsageError that names it `what`."""
+    dims_text, _, dtype = text.partition(":")
+    dims = [part.strip() for part in dims_text.strip("[]() ").split(",") if part.strip()]
+    bad = next((d for d in dims if not re.fullmatch(r"\d+|[A-Za-z_]\w*", d)), None)
+    if bad is not None:
+        raise UsageError(
+            f"{what}: '{bad}' is no dimension in '{text}'.",
+            "Write DIMS[:DTYPE], e.g. batch,128:int64 (names are dynamic, numbers fixed).",
+        )
+    return tuple(int(d) if d.isdigit() else d for d in dims), check_dtype(dtype, what) if dtype else None

@@ -16,6 +16,8 @@ from infconv.convert._base import DimRange
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from infconv.convert._work import Work
+
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
@@ -29,6 +31,10 @@ class Exported:
     """What the user should know, one sentence each."""
     outputs: Sequence[str] = ()
     """The model's output names in order, where the artifact's format has several names for an output."""
+    work: Mapping[str, Work] = dataclasses.field(default_factory=dict[str, "Work"])
+    """Compute operator of the graph that was compiled -> its type there and what it computes; empty: not known."""
+    types: Mapping[str, str] = dataclasses.field(default_factory=dict[str, str])
+    """Compute operator -> the type it runs in, as read back from a compiled artifact."""
     compiled_from: Path | None = None
     """The ONNX file that a compiler turned into the artifact, kept in staging until the artifact is verified."""
 
@@ -53,6 +59,10 @@ class Delivered:
     """Type name (float32, float16, int8 …) -> number of compute operators (MatMul, Conv, …) that run in it."""
     evidence: str
     """What was read, e.g. `types in the ONNX file`."""
+    shares: Mapping[str, float] = dataclasses.field(default_factory=dict[str, float])
+    """Type name -> share of the multiplications that run in it, 0 to 1; empty where sizes are not known."""
+    promised: Mapping[str, float] = dataclasses.field(default_factory=dict[str, float])
+    """The shares in the graph that the artifact was compiled from; empty where the artifact is that graph."""
 
     def share(self, dtype: str) -> float:
         """Return the share of compute operators that run in `dtype`, 0 to 1."""
@@ -70,7 +80,7 @@ class Exporter(BaseModel):
     domains: ClassVar[frozenset[str]] = frozenset({""})
     """Operator domains that the target accepts."""
     max_opset: ClassVar[int]
-    precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16", "bf16")
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16", "bf16", "int8", "int4")
     requires: ClassVar[Mapping[str, str]] = {}
     """Import name -> extra that brings it."""
 

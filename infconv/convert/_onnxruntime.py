@@ -37,23 +37,27 @@ def run_or_errors(
 ) -> tuple[str, list[dict[str, Any] | InfconvError]]:
     """Do as `run_samples`, with the error of a sample that the model does not accept in its place in the list."""
     return isolate.call(
-        lambda: _run_samples(os.fspath(path), samples, optimize), what=f"Running '{path}'", timeout=timeout
+        lambda: run_here(path, samples, optimize=optimize), what=f"Running '{path}'", timeout=timeout
     )
 
 
-def _run_samples(
-    path: str, samples: Sequence[Mapping[str, Any]], optimize: bool
+def run_here(
+    path: str | os.PathLike[str], samples: Sequence[Mapping[str, Any]], *, optimize: bool
 ) -> tuple[str, list[dict[str, Any] | InfconvError]]:
+    """Do as `run_or_errors`, in this process."""
     import onnxruntime
+
+    path = os.fspath(path)
 
     try:
         session = open_session(path, optimize)
     except Exception as refusal:  # ONNX Runtime's exceptions share no base class but Exception
-        return _run_reference(path, samples, refusal)
-    return f"onnxruntime {onnxruntime.__version__}", [_run_or_error(session, sample) for sample in samples]
+        return _run_bfloat16(path, samples) or _run_reference(path, samples, refusal)
+    return f"onnxruntime {onnxruntime.__version__}", [run_or_error(session, sample) for sample in samples]
 
 
-def _run_or_error(session: Any, inputs: Mapping[str, Any]) -> dict[str, Any] | InfconvError:
+def run_or_error(session: Any, inputs: Mapping[str, Any]) -> dict[str, Any] | InfconvError:
+    """Do as `run_session`, but return the error of inputs that the model does not accept."""
     try:
         return run_session(session, inputs)
     except InfconvError as error:
@@ -116,6 +120,18 @@ def _from_ort(value: Any) -> Any:
     count = int(np.prod(value.shape()))
     data = ctypes.string_at(value.data_ptr(), count * dtype.itemsize) if count else b""
     return np.frombuffer(data, dtype).reshape(value.shape()).copy()
+
+
+def _run_bfloat16(
+    path: str, samples: Sequence[Mapping[str, Any]]
+) -> tuple[str, list[dict[str, Any] | InfconvError]] | None:
+    """Run a bfloat16 model in float32 that is rounded after every operator; None when that is not what it takes."""
+    from infconv.convert._rounded import run_rounded_here
+
+    try:
+        return run_rounded_here(path, samples)
+    except Exception:  # ONNX Runtime's again: the evaluator is slow, but knows more operators
+        return None
 
 
 def _run_reference(

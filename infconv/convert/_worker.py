@@ -1,6 +1,6 @@
 """The process that runs a training framework: started by path in any Python from 3.10, standard library only.
 
-    <python> /path/to/_worker.py FRAMEWORK --answers FD [--memory-limit BYTES]
+    <python> /path/to/_worker.py FRAMEWORK --answers FD [--memory-limit BYTES] [--folder FOLDER]
 
 reads one JSON request per line on standard input and writes one JSON answer per line on the inherited file descriptor
 FD. A framework's chatter cannot reach that descriptor: standard output is standard error here.
@@ -9,13 +9,16 @@ A request is `{"op": NAME, ...}`. An answer is `{"ok": true, "result": {...}, "p
 `{"ok": false, "error": {"kind", "message", "hint", "traceback"}, "peak_memory": BYTES}` with `kind` one of usage,
 source, unsupported, resource, dependency, bug.
 
-The framework's half is the sibling file `_worker_<framework>.py`. It defines `operations()`, which returns the
-handlers by operation name; a handler takes the request and returns the result, or raises `WorkerError`.
+The framework's half is the sibling file `_worker_<framework>.py`, or the one in FOLDER, a plugin's. It defines
+`operations()`, which returns the handlers by operation name; a handler takes the request and returns the result, or
+raises `WorkerError`.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import errno
 import faulthandler
 import importlib
@@ -60,14 +63,16 @@ def main() -> int:
     parser.add_argument("framework")
     parser.add_argument("--answers", type=int, required=True)
     parser.add_argument("--memory-limit", type=int)
+    parser.add_argument("--folder")
     options = parser.parse_args()
     faulthandler.enable()
     requests, answers = _take_channels(options.answers)
-    _end_with_parent()
+    _leave_network()  # before the first thread: a process with threads may not change its user namespace
     _forbid_network()
+    _end_with_parent()
     if options.memory_limit:
         _limit_memory(options.memory_limit)
-    serve(_Lazy(options.framework), requests, answers)
+    serve(_Lazy(options.framework, options.folder), requests, answers)
     return 0
 
 
@@ -88,14 +93,15 @@ def serve(handlers: _Lazy, requests: TextIO, answers: TextIO) -> None:
 class _Lazy:
     """The framework's handlers, loaded with the first request so that a failing import is an answer."""
 
-    def __init__(self, framework: str) -> None:
+    def __init__(self, framework: str, folder: str | None = None) -> None:
         self.framework = framework
+        self._folder = folder
         self._handlers: dict[str, Handler] | None = None
 
     def get(self, op: str) -> Handler:
         handlers = self._handlers
         if handlers is None:
-            handlers = self._handlers = load_sibling(f"_worker_{self.framework}").operations()
+            handlers = self._handlers = load_sibling(f"_worker_{self.framework}", self._folder).operations()
             # The user's own folder is imported from next: leave no __pycache__ there.
             sys.dont_write_bytecode = True
         if op not in handlers:
@@ -103,17 +109,38 @@ class _Lazy:
         return handlers[op]
 
 
-def load_sibling(name: str) -> Any:
-    """Import the file `name`.py beside this one; relative imports between such files work."""
+def load_sibling(name: str, also: str | None = None) -> Any:
+    """Import the file `name`.py beside this one, or in the folder `also`; relative imports between such files work."""
     folder = str(Path(__file__).resolve().parent)
     if PACKAGE not in sys.modules:
         package = types.ModuleType(PACKAGE)
-        package.__path__ = [folder]
+        package.__path__ = [folder, also] if also else [folder]
         sys.modules[PACKAGE] = package
         sys.modules[f"{PACKAGE}._worker"] = sys.modules[__name__]
         # The script's own folder comes first on sys.path: our file names must not shadow the user's modules.
         sys.path[:] = [str(Path.cwd()), *(path for path in sys.path if str(Path(path).resolve()) != folder)]
     return importlib.import_module(f"{PACKAGE}.{name}")
+
+
+def load_handlers(options: Request) -> dict[Any, Any]:
+    """Return the mapping that the source option `handlers` names: the user's conversions of custom operators.
+
+    `module` or `module:attribute` (by default `handlers`), importable from the working folder; the user named it, so
+    it may run. Raises WorkerError (usage).
+    """
+    reference = options.get("handlers")
+    if reference is None:
+        return {}
+    hint = "It names a module with a dictionary `handlers`, or MODULE:NAME; see docs/custom-operators.md."
+    name, _, attribute = str(reference).partition(":")
+    try:
+        found = getattr(importlib.import_module(name), attribute or "handlers")
+    except Exception as error:  # the user's module raises whatever it meets
+        fact = f"Source option handlers='{reference}' cannot be loaded: {type(error).__name__}: {first_line(error)}"
+        raise WorkerError("usage", fact, hint) from error
+    if not isinstance(found, dict):
+        raise WorkerError("usage", f"Source option handlers='{reference}' is a {type(found).__name__}.", hint)
+    return found
 
 
 def describe(error: BaseException, framework: str) -> dict[str, str]:
@@ -149,7 +176,10 @@ def ran_out_of_memory(error: BaseException) -> bool:
 
 def _missing(error: ImportError, framework: str) -> tuple[str, str, str]:
     where = f"in {sys.executable}"
-    hint = f"Install it with: pip install 'infconv[{framework}]'"
+    hint = (
+        f"Install it with: pip install 'infconv[{framework}]', or for that interpreter: {sys.executable} -m pip install "
+        f"{error.name or framework}. If another interpreter has it: --python PATH."
+    )
     if isinstance(error, ModuleNotFoundError):
         return "dependency", f"The {framework} frontend needs '{error.name}', which is not installed {where}.", hint
     return "dependency", f"The {framework} frontend cannot be loaded {where}: {first_line(error)}", hint
@@ -203,8 +233,30 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, name="infconv-parent-watch", daemon=True).start()
 
 
+def _leave_network() -> None:
+    """Move to a network namespace without any interface, as far as the system lets this user: on Linux it mostly does.
+
+    There, native code and child processes cannot connect either. See unshare(2), user_namespaces(7).
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    new_user, new_network = 0x10000000, 0x40000000
+    unshare = ctypes.CDLL(None, use_errno=True).unshare
+    user, group = os.geteuid(), os.getegid()
+    if unshare(new_network) == 0 or unshare(new_user | new_network) != 0:
+        return  # done as root, or not allowed: Python's own connections are refused in any case
+    # The identity is lost with the user namespace unless it is mapped to itself.
+    maps = {"setgroups": "deny", "uid_map": f"{user} {user} 1", "gid_map": f"{group} {group} 1"}
+    for name, content in maps.items():
+        with contextlib.suppress(OSError), open(f"/proc/self/{name}", "w") as stream:
+            stream.write(content)
+
+
 def _forbid_network() -> None:
-    """Refuse to connect anywhere: converting is an offline job, and a model file must not call home."""
+    """Refuse to connect anywhere: converting is an offline job, and a model file must not call home.
+
+    This is for Python code, which is told why; `_leave_network` is for all the rest.
+    """
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
         os.environ[name] = "1"
 

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,8 @@ from infconv.errors import (
     UsageError,
 )
 
+CRASH_FOLDER = Path("infconv-crash")
+"""Where the log of a worker that died is kept, as the reproducers of bugs are."""
 SCRIPT = Path(__file__).with_name("_worker.py")
 
 KINDS: dict[str, type[InfconvError]] = {
@@ -45,10 +48,20 @@ class WorkerProcess:
 
     `python` None: this interpreter. `memory_limit` in bytes. `log_path` receives what the framework prints and is
     removed by `close`. The process starts with the first `ask`; it is a group of its own, which `close` kills whole.
+    When it dies or hangs, its log is kept in the folder infconv-crash. `folder` has a plugin's
+    `_worker_<framework>.py`.
     """
 
-    def __init__(self, framework: str, python: str | None, memory_limit: int | None, log_path: Path) -> None:
+    def __init__(
+        self,
+        framework: str,
+        python: str | None,
+        memory_limit: int | None,
+        log_path: Path,
+        folder: Path | None = None,
+    ) -> None:
         self.framework = framework
+        self._folder = folder
         self.peak_memory = 0
         """The largest resident size that the worker has told of, in bytes."""
         self._python = python or sys.executable
@@ -58,6 +71,12 @@ class WorkerProcess:
         self._answers = -1
         self._rest = b""
         self._finalizer: weakref.finalize[..., Any] | None = None
+        self._log: list[str] = []
+
+    @property
+    def log(self) -> list[str]:
+        """The end of what the framework printed, line by line."""
+        return _tail(self._log_path) if self._log_path.exists() else self._log
 
     def ask(self, request: Mapping[str, Any], timeout: float | None = None) -> dict[str, Any]:
         """Send `request` and return the result.
@@ -79,6 +98,7 @@ class WorkerProcess:
 
     def close(self) -> None:
         """End the process and its children, and remove the log. Idempotent."""
+        self._log = self.log
         if self._finalizer is not None:
             self._finalizer()
             self._finalizer = None
@@ -112,6 +132,8 @@ class WorkerProcess:
         command = [self._python, str(SCRIPT), self.framework, "--answers", str(writer)]
         if self._memory_limit:
             command += ["--memory-limit", str(self._memory_limit)]
+        if self._folder:
+            command += ["--folder", str(self._folder)]
         # A fixed hash seed: frameworks iterate over sets of names, and their output must not depend on the run.
         env = os.environ | {"PYTHONHASHSEED": "0", "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
         return subprocess.Popen(
@@ -152,7 +174,7 @@ class WorkerProcess:
     def _overdue(self, timeout: float | None) -> InfconvError:
         return ResourceError(
             f"The {self.framework} worker did not answer within {timeout:g} s and was ended.{self._last_words()}",
-            "Raise --timeout, or try a smaller model or example size.",
+            f"Raise --timeout, or try a smaller model or example size.{self._keep_log()}",
         )
 
     def _death(self) -> InfconvError:
@@ -168,27 +190,43 @@ class WorkerProcess:
         if code < 0:
             return UnsupportedError(
                 f"{self.framework} crashed with {_signal_name(code)} on this model.{words}",
-                "Try another version of the framework (--python), or report the crash to its developers.",
+                "Try another version of the framework (--python), or report the crash to its developers."
+                + self._keep_log(),
             )
         return SourceError(
             f"The {self.framework} worker ({self._python}) ended early with exit code {code}.{words}",
-            "Either the model's own code ended it, or --python names no Python interpreter.",
+            f"Either the model's own code ended it, or --python names no Python interpreter.{self._keep_log()}",
         )
 
     def _out_of_memory(self, code: int, words: str) -> InfconvError:
         limit = f" (the limit was {self._memory_limit / 2**30:.1f} GiB)" if self._memory_limit else ""
         return ResourceError(
             f"The {self.framework} worker was ended by {_signal_name(code)}: most likely memory ran out{limit}.{words}",
-            "Raise --memory-limit, use a smaller example size (--dim), or a machine with more memory.",
+            "Raise --memory-limit, use a smaller example size (--dim), or a machine with more memory."
+            + self._keep_log(),
         )
+
+    def _keep_log(self) -> str:
+        """Copy the log to the folder of crash reports; return the sentence that names it."""
+        kept = CRASH_FOLDER / self._log_path.name
+        try:
+            CRASH_FOLDER.mkdir(exist_ok=True)
+            shutil.copyfile(self._log_path, kept)
+        except OSError:  # a folder that cannot be written: the last words are in the message
+            return ""
+        return f" What it printed is in {kept}."
 
     def _last_words(self) -> str:
         """Return the end of what the worker printed, as the tail of a sentence."""
-        with self._log_path.open("rb") as log:
-            log.seek(max(0, self._log_path.stat().st_size - _LOG_TAIL_BYTES))
-            lines = log.read().decode(errors="replace").splitlines()
+        lines = self.log
         chosen = _crash_place(lines) or [line.strip() for line in lines if line.strip()][-3:]
         return f" Its last words: {' / '.join(chosen)[:600]}" if chosen else ""
+
+
+def _tail(path: Path) -> list[str]:
+    with path.open("rb") as log:
+        log.seek(max(0, path.stat().st_size - _LOG_TAIL_BYTES))
+        return log.read().decode(errors="replace").splitlines()
 
 
 def _crash_place(lines: list[str]) -> list[str]:

@@ -2,7 +2,8 @@
 
 Runs in the framework's interpreter, loaded by `_worker.py`. Operations:
 
-- `export` {source, format, workdir, inputs, dims, weights, sample, opset, trust_pickle, options, seed}: writes
+- `export` {source, format, workdir, inputs, dims, weights, sample, opset, trust_pickle, options,
+  python_path, seed}: writes
   `model.onnx` (and `model.onnx.data`) to workdir and tells producer, versions, notes, attempts, inputs and outputs.
 - `run` {inputs, outputs}: runs the model that `export` opened on the arrays of the .npz `inputs`, by ONNX input name,
   and writes the .npz `outputs`, by ONNX output name. Types that numpy lacks travel as float32; the answer tells the
@@ -14,6 +15,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
+import sys
 from pathlib import Path
 
 # The reference is computed on the CPU, whatever else the machine has; code that asks for a GPU takes its other branch.
@@ -22,13 +24,14 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 import numpy as np
 import torch
 
-from ._worker import Handler, Request, WorkerError
+from ._worker import Handler, Request, WorkerError, load_handlers
 from ._worker_torch_load import Loaded, load
-from ._worker_torch_roads import export
+from ._worker_torch_roads import export, operator_table
 from ._worker_torch_subject import Subject, open_module, open_program
 
-OPTIONS = {"optimize": bool, "dtype": str}
-"""What `options` may hold: `optimize` runs the exporter's own optimizer; `dtype` of a Hugging Face model."""
+OPTIONS = {"optimize": bool, "dtype": str, "handlers": str}
+"""What `options` may hold: `optimize` runs the exporter's own optimizer; `dtype` of a Hugging Face model; `handlers`, a
+module whose `handlers` map operators that the exporter lacks (and may define them: it is imported before the model)."""
 
 
 def operations() -> dict[str, Handler]:
@@ -49,8 +52,10 @@ class Session:
     def export(self, request: Request) -> dict[str, object]:
         """Open the source and write its ONNX form."""
         _check_options(request["options"])
+        sys.path[:0] = [folder for folder in request["python_path"] if folder not in sys.path]
         self._seed = request["seed"]
         torch.manual_seed(self._seed)
+        request = {**request, "handlers": operator_table(load_handlers(request["options"]))}
         loaded = load(request)
         subject = _open(loaded, request)
         self._subject = subject

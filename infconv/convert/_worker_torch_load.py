@@ -196,6 +196,14 @@ def _load_pickled(path: str) -> Loaded:
             f"'{path}' needs the Python module '{error.name}' that defined the model.",
             "Run from the folder that has it, or install it.",
         ) from error
+    except AttributeError as error:
+        raise WorkerError(
+            "source",
+            f"'{path}' needs a class that is not where the file says it was: {first_line(error).partition(' on <')[0]}.",
+            "A class that a script defines itself is called __main__.NAME, which no other program has. Move it to a "
+            "module, import it from there and save again; or save only state_dict() and convert module:factory "
+            "--weights FILE.",
+        ) from error
     except Exception as error:  # torch and the model's own code raise whatever they meet
         raise _unreadable(path, error, "a module of torch.save") from error
     if isinstance(found, Mapping):  # training checkpoints: {"model": module, "epoch": ...}

@@ -14,7 +14,7 @@ import re
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ TORCHSCRIPT_OPSET = 20
 """The newest opset that the TorchScript exporter writes."""
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _DATA_DEPENDENT = re.compile("data-dependent", re.IGNORECASE)
+_NO_FUNCTION = re.compile(r"No ONNX function found for <OpOverload\(op='([\w.]+)', overload='(\w+)'\)>")
 _LONGEST_LINE = 300
 
 
@@ -131,11 +132,54 @@ def _to_onnx(program: torch.export.ExportedProgram, request: Request) -> Any:
     keep_tensor_outputs(program)
     loosen_views(program)
     options: dict[str, Any] = {"opset_version": request["opset"]} if request["opset"] else {}
+    if request["handlers"]:
+        options["custom_translation_table"] = request["handlers"]
     # Its own optimizer stays off by default: infconv's passes do that work, each one verified.
     optimize = request["options"].get("optimize", False)
-    exported = torch.onnx.export(program, dynamo=True, optimize=optimize, verbose=False, **options)
+    try:
+        exported = torch.onnx.export(program, dynamo=True, optimize=optimize, verbose=False, **options)
+    except Exception as error:  # the exporter raises whatever it meets
+        raise _unsupported(error, program) or error from error
     assert exported is not None
     return exported.model
+
+
+def _unsupported(error: Exception, program: torch.export.ExportedProgram) -> RoadError | None:
+    """Return the error that names the operator without a conversion and its module, None for another failure."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    found = _NO_FUNCTION.search(str(cause))
+    if not found:
+        return None
+    name = f"{found.group(1)}.{found.group(2)}"
+    node = next((each for each in program.graph.nodes if str(each.target) == name), None)
+    stack = list(node.meta.get("nn_module_stack", {}).values()) if node is not None else []
+    path = str(stack[-1][0]).rpartition("module.")[2] if stack else ""
+    place = f" (in module {path})" if path and path != "module" else ""
+    return RoadError(f"operator '{found.group(1).replace('.', '::', 1)}'{place} has no conversion to ONNX")
+
+
+def operator_table(handlers: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Return `handlers` by operator; names such as `mylib::gelu` stand for that operator's default overload.
+
+    Raises WorkerError (usage) for a name that no operator has.
+    """
+    table: dict[Any, Any] = {}
+    for key, handler in handlers.items():
+        operator = key
+        if isinstance(key, str):
+            library, name, overload = [*key.replace("::", ".").split("."), "default"][:3]
+            try:
+                operator = getattr(getattr(getattr(torch.ops, library), name), overload)
+            except AttributeError as error:
+                raise WorkerError(
+                    "usage",
+                    f"The handlers map '{key}', which is no operator of PyTorch.",
+                    "Import the one that has it.",
+                ) from error
+        table[operator] = handler
+    return table
 
 
 def _traced(subject: Subject, request: Request) -> Any:
@@ -200,5 +244,6 @@ def _all_failed(source: str, attempts: list[dict[str, object]]) -> WorkerError:
     return WorkerError(
         "unsupported",
         f"PyTorch cannot export '{source}' to ONNX; tried:{tried}",
-        "Change the operator or the control flow named above in the model, or give more of its dimensions fixed sizes.",
+        "Change the operator or the control flow named above in the model, give more of its dimensions fixed sizes, or "
+        "map the operator yourself: --source-option handlers=MODULE (docs/custom-operators.md).",
     )

@@ -125,17 +125,24 @@ def _find_outputs(subject: Subject) -> list[tuple[Key, ...]]:
         raise WorkerError("unsupported", f"The model returns no tensor but {type(result).__name__}.")
     if left_out:
         subject.notes.append(f"Outputs that are no tensors were left out: {', '.join(left_out[:5])}.")
-    subject.output_names = output_names(paths)
+    taken = {each.name for each in subject.inputs}
+    subject.output_names = output_names(paths, taken)
+    plain = output_names(paths, set())
+    for name, own in zip(subject.output_names, plain, strict=True):
+        if own in taken:
+            subject.notes.append(f"Output '{own}' has the name of an input, which ONNX forbids: it is called '{name}'.")
     return paths
 
 
-def output_names(paths: list[tuple[Key, ...]]) -> list[str]:
-    """Return a unique name for each path: its keys joined, or `output`."""
+def output_names(paths: list[tuple[Key, ...]], taken: set[str]) -> list[str]:
+    """Return a unique name for each path, none of `taken`: its keys joined, or `output`."""
     names: list[str] = []
     for path in paths:
         parts = [str(key) for _, key in path]
         name = "_".join(parts) if parts and not parts[0].isdigit() else "_".join(["output", *parts])
-        while name in names:
+        if name in taken:
+            name += "_output"
+        while name in names or name in taken:
             name += "_"
         names.append(name)
     return names
@@ -273,6 +280,7 @@ def _renamed(inputs: list[Input], request: Request, own: Mapping[str, Any]) -> d
             raise WorkerError("usage", f"Input '{name}' is {type_name(each.dtype)} in the .pt2, not {given['dtype']}.")
         for axis, (said, is_) in enumerate(_aligned(name, given["dims"], each.dims)):
             _rename(symbols, name, axis, said, is_)
+    _name_the_rest(symbols, inputs)
     for each in inputs:
         each.dims = tuple(symbols.get(dim, dim) if isinstance(dim, str) else dim for dim in each.dims)
     taken = list(symbols.values())
@@ -280,6 +288,22 @@ def _renamed(inputs: list[Input], request: Request, own: Mapping[str, Any]) -> d
     if twice:
         raise WorkerError("usage", f"'{twice}' names two dimensions that the .pt2 holds apart.", "Use two names.")
     return symbols
+
+
+def _name_the_rest(symbols: dict[str, str], inputs: list[Input]) -> None:
+    """Name the dims that the user did not: `batch` if all first ones are one dim, else after the first input with it.
+
+    A .pt2 keeps no names but those of torch's own, such as s77.
+    """
+    first = {each.dims[0] for each in inputs if each.dims and isinstance(each.dims[0], str)}
+    for each in inputs:
+        for axis, dim in enumerate(each.dims):
+            if isinstance(dim, int) or dim in symbols or not dim.isidentifier():
+                continue
+            name = "batch" if axis == 0 and len(first) == 1 else f"{each.name}_dim{axis}"
+            while name in symbols.values():
+                name += "_"
+            symbols[dim] = name
 
 
 def _aligned(name: str, said: list[Dim], dims: tuple[Dim, ...]) -> list[tuple[Dim, Dim]]:

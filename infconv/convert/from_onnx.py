@@ -15,6 +15,7 @@ class FromOnnx(Frontend):
 
     summary: ClassVar[str] = "ONNX files of any opset, with external data, functions and subgraphs"
     formats: ClassVar[Mapping[str, str]] = {"onnx": ".onnx, with or without external data"}
+    takes: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
     def recognise(cls, source: str) -> str | None:
@@ -44,6 +45,8 @@ class FromOnnx(Frontend):
 
 class OnnxSource(Source):
     """An ONNX file, run by ONNX Runtime with its graph optimizations off."""
+
+    is_onnx: ClassVar[bool] = True
 
     def __init__(self, path: Path) -> None:
         try:

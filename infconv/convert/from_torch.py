@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -71,6 +71,11 @@ class TorchSource(Source):
         self._timeout = timeout
 
     @property
+    def log(self) -> Sequence[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The end of what the framework printed, line by line."""
+        return self._worker.log
+
+    @property
     def peak_memory(self) -> int:
         """The largest resident size of the worker so far, in bytes."""
         return self._worker.peak_memory
@@ -114,6 +119,7 @@ def _export_request(request: SourceRequest, workdir: Path) -> dict[str, Any]:
         "opset": request.opset,
         "trust_pickle": request.trust_pickle,
         "options": dict(request.options),
+        "python_path": [_absolute(folder) for folder in request.python_path],
         "seed": request.seed,
     }
 

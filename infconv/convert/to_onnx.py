@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 
+_ROUNDED = (
+    "ONNX Runtime's CPU provider cannot run bfloat16. A float32 copy of the artifact was run in its place, which "
+    "rounds every value to bfloat16 where the artifact does."
+)
+
+
 class ToONNX(Exporter):
     """Standard ONNX for any runtime."""
 
@@ -33,12 +39,16 @@ class ToONNX(Exporter):
     def execute(self, exported: Exported, samples: Sequence[Mapping[str, Any]]) -> Executed:
         """Run the file in ONNX Runtime with its default optimizations, as users do."""
         from infconv.convert._onnxruntime import run_samples
+        from infconv.convert._rounded import ROUNDING
 
         by, outputs = run_samples(exported.files[0], samples, optimize=True)
-        return Executed(by, outputs)
+        stand_in = ROUNDING in by
+        return Executed(by, outputs, artifact_itself=not stand_in, note=_ROUNDED if stand_in else "")
 
     def delivered(self, exported: Exported) -> Delivered:
         """Read the types from the finished file."""
+        from infconv.convert._work import shares, work_of
         from infconv.model import load
 
-        return Delivered(compute_types(load(exported.files[0])), "types in the ONNX file")
+        model = load(exported.files[0])
+        return Delivered(compute_types(model), "types in the ONNX file", shares(work_of(model) or {}))

@@ -13,6 +13,7 @@ import numpy as np
 from infconv import isolate
 from infconv.convert._base import DimRange
 from infconv.convert._exporter import Delivered, Executed, Exported, Exporter
+from infconv.convert._openvino_types import compute_kind
 from infconv.errors import UnsupportedError, missing_extra
 
 if TYPE_CHECKING:
@@ -22,13 +23,19 @@ _COMPUTE = {
     *("Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData", "MatMul"),
     *("LSTMSequence", "GRUSequence", "RNNSequence", "ScaledDotProductAttention", "Einsum"),
 }
+_EXECUTED = {"Convolution", "Deconvolution", "FullyConnected", "MatMul", "RNNSeq", "ScaledDotProductAttention"}
+"""What the CPU plugin calls them."""
 _NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "f64": "float64"}
+_NAMES |= {"i8": "int8", "u8": "int8", "i4": "int4", "u4": "int4"}
 
 
 _ROUNDS = (
     "OpenVINO was run with INFERENCE_PRECISION_HINT=f32. Its default on a CPU with bfloat16, such as this one, rounds "
     "to it: set the hint where float32 accuracy matters."
 )
+
+
+_RUNS_AS = "On this machine's CPU OpenVINO's default runs the compute operators of the narrow IR so: {}."
 
 
 class ToOpenVINO(Exporter):
@@ -41,6 +48,7 @@ class ToOpenVINO(Exporter):
 
     def export(self, model: ir.Model, path: Path, dims: Mapping[str, DimRange]) -> Exported:
         """Translate by OpenVINO's own ONNX reader, in a child process; types are kept exactly as in the graph."""
+        from infconv.convert._work import work_of
         from infconv.model import save
 
         _require_openvino()
@@ -50,7 +58,14 @@ class ToOpenVINO(Exporter):
         for file in source:
             file.unlink()
         outputs = [value.name or "" for value in model.graph.outputs]
-        return Exported([path, path.with_suffix(".bin")], {"openvino": version}, outputs=outputs)
+        here = isolate.call(lambda: _execution_types(path), what="OpenVINO's compilation for the CPU")
+        return Exported(
+            [path, path.with_suffix(".bin")],
+            {"openvino": version, "execution_types": here},
+            [_RUNS_AS.format(", ".join(f"{count} in {kind}" for kind, count in here.items()))] if here else [],
+            outputs,
+            work=work_of(model) or {},
+        )
 
     def execute(self, exported: Exported, samples: Sequence[Mapping[str, Any]]) -> Executed:
         """Compile for the CPU and run with the float32 hint: the plugin's default rounds to bf16 where the CPU can."""
@@ -61,8 +76,15 @@ class ToOpenVINO(Exporter):
 
     def delivered(self, exported: Exported) -> Delivered:
         """Read the element types of the finished IR's operators."""
+        from infconv.convert._work import shares
+
         counts = isolate.call(lambda: _compute_types(exported.files[0]), what="Reading the OpenVINO IR")
-        return Delivered(counts, "element types in the OpenVINO IR")
+        return Delivered(
+            dict(collections.Counter(counts.values())),
+            "element types in the OpenVINO IR",
+            shares(exported.work, counts),
+            shares({name: work for name, work in exported.work.items() if name in counts}),
+        )
 
 
 def _require_openvino() -> None:
@@ -135,10 +157,30 @@ def _infer(compiled: Any, sample: Mapping[str, Any], names: Sequence[str]) -> di
     return {name: array for array, known in zip(arrays, aliases, strict=True) for name in known}
 
 
-def _compute_types(path: Path) -> dict[str, int]:
-    counts: collections.Counter[str] = collections.Counter()
-    for operator in _core().read_model(path).get_ordered_ops():
-        if operator.get_type_name() in _COMPUTE:
-            kind = str(operator.get_input_element_type(0).get_type_name())
-            counts[_NAMES.get(kind, kind)] += 1
-    return dict(counts)
+def _compute_types(path: Path) -> dict[str, str]:
+    """Return compute operator of the IR, by the name of its ONNX node -> type."""
+    return {
+        operator.get_friendly_name(): _type_name(compute_kind(operator))
+        for operator in _core().read_model(path).get_ordered_ops()
+        if operator.get_type_name() in _COMPUTE
+    }
+
+
+def _execution_types(path: Path) -> dict[str, int]:
+    """Return type -> compute layers that the CPU plugin's default runs in it, from the runtime model of a narrow IR.
+
+    Empty for an IR in float32, and on a CPU that cannot compile it.
+    """
+    if not set(_compute_types(path).values()) & {"float16", "bfloat16", "int8"}:
+        return {}
+    try:
+        runtime = _core().compile_model(path, "CPU").get_runtime_model()
+    except RuntimeError:  # the IR is for another device; verification tells what is wrong with it
+        return {}
+    facts = [operator.get_rt_info() for operator in runtime.get_ordered_ops()]
+    kinds = [fact["runtimePrecision"].astype(str) for fact in facts if fact["layerType"].astype(str) in _EXECUTED]
+    return dict(collections.Counter(_type_name(kind) for kind in kinds).most_common())
+
+
+def _type_name(kind: str) -> str:
+    return _NAMES.get(str(kind), str(kind))

@@ -62,10 +62,16 @@ class ToTensorRT(Exporter):
     def export(self, model: ir.Model, path: Path, dims: Mapping[str, DimRange]) -> Exported:
         """Write the graph as ONNX, build the engine from it, inspect the engine and compare its interface."""
         from infconv.convert._tensorrt import build, inspect, runtime
+        from infconv.convert._work import work_of
         from infconv.model import save
 
         installed = runtime(self.flavor)
+        renamed = _separate_outputs(model)
+        _separate_loop_inputs(model)
         profile, notes = _profile(model, dims)
+        notes += [
+            f"The engine's output '{name}' is called '{new}': '{name}' is an input." for new, name in renamed.items()
+        ]
         onnx_path = save(model, path.with_name("tensorrt-source.onnx"))[0]
         try:
             built = build(onnx_path, path, profile, self._build_options(), installed)
@@ -87,8 +93,10 @@ class ToTensorRT(Exporter):
             "evidence": engine.evidence,
             "parse_seconds": built.parse_seconds,
             "build_seconds": built.build_seconds,
+            "renamed_outputs": renamed,
         }
-        return Exported([path], facts, notes, compiled_from=onnx_path)
+        types = {node: layer.precision for layer in engine.layers if layer.matrix for node in layer.nodes}
+        return Exported([path], facts, notes, compiled_from=onnx_path, work=work_of(model) or {}, types=types)
 
     def _build_options(self) -> Any:
         from infconv.convert._tensorrt import BuildOptions
@@ -108,9 +116,15 @@ class ToTensorRT(Exporter):
     def execute(self, exported: Exported, samples: Sequence[Mapping[str, Any]]) -> Executed:
         """Run the exact ONNX that went into the engine, in ONNX Runtime."""
         from infconv.convert._onnxruntime import run_samples
+        from infconv.convert._rounded import run_rounded
 
         assert exported.compiled_from is not None
-        by, outputs = run_samples(exported.compiled_from, samples, optimize=True)
+        # Narrow types: ONNX Runtime's CPU provider rounds less often than a GPU, and would flatter the engine.
+        by, outputs = run_rounded(exported.compiled_from, samples) or run_samples(
+            exported.compiled_from, samples, optimize=True
+        )
+        source_names = exported.facts["renamed_outputs"]
+        outputs = [{source_names.get(name, name): value for name, value in sample.items()} for sample in outputs]
         return Executed(by, outputs, artifact_itself=False, note=_NOT_EXECUTED)
 
     def delivered(self, exported: Exported) -> Delivered:
@@ -120,7 +134,49 @@ class ToTensorRT(Exporter):
             "plan": "the kernel program in the engine file",
             "network": "the strongly typed network that the engine was built from",
         }
-        return Delivered(exported.facts["matrix_precisions"], evidence[exported.facts["evidence"]])
+        from infconv.convert._work import shares
+
+        return Delivered(
+            exported.facts["matrix_precisions"],
+            evidence[exported.facts["evidence"]],
+            shares(exported.work, exported.types),
+            shares({name: work for name, work in exported.work.items() if name in exported.types}),
+        )
+
+
+def _separate_outputs(model: ir.Model) -> dict[str, str]:
+    """Give each output that is an input a tensor of its own, which TensorRT needs; return its name -> the old name."""
+    import onnx_ir as ir
+
+    taken = {v.name for v in (*model.graph.inputs, *model.graph.outputs)}
+    renamed: dict[str, str] = {}
+    for index, value in enumerate(model.graph.outputs):
+        if not value.is_graph_input():
+            continue
+        name = f"{value.name}_output"
+        while name in taken:
+            name += "_"
+        node = ir.node("Identity", [value])
+        copy = node.outputs[0]
+        copy.name, copy.type, copy.shape = name, value.type, value.shape
+        model.graph.append(node)
+        model.graph.outputs[index] = copy
+        renamed[name] = value.name or ""
+        taken.add(name)
+    return renamed
+
+
+def _separate_loop_inputs(model: ir.Model) -> None:
+    """Put an Identity between an input and a Loop that counts or stops by it: TensorRT would rename the input."""
+    import onnx_ir as ir
+
+    for node in [node for node in model.graph if node.op_type == "Loop" and not node.domain]:
+        for index, value in enumerate(node.inputs[:2]):
+            if value is not None and value.is_graph_input():
+                copy = ir.node("Identity", [value])
+                copy.outputs[0].type, copy.outputs[0].shape = value.type, value.shape
+                model.graph.insert_before(node, copy)
+                node.replace_input_with(index, copy.outputs[0])
 
 
 def _profile(model: ir.Model, dims: Mapping[str, DimRange]) -> tuple[Profile, list[str]]:

@@ -9,7 +9,7 @@ import itertools
 import re
 import textwrap
 from abc import abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from pydantic import BaseModel, ConfigDict
@@ -18,7 +18,30 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx_ir as ir
 
+    from infconv.compare import Tolerance
     from infconv.passes._rewrite import Refusal, Rule
+    from infconv.quantize._calibration import Calibration
+
+
+@dataclasses.dataclass
+class Allowance:
+    """Which rewrites a step may make, and which it made: bisection replays a step with fewer and fewer of them."""
+
+    limit: int | None = None
+    """How many, in the order in which the engine finds them; None: all."""
+    without: frozenset[str] = frozenset()
+    """Rewrites (as in `made`) that it may not make."""
+    made: list[str] = dataclasses.field(default_factory=list[str])
+    """`rule at node` for each."""
+    refused: list[str] = dataclasses.field(default_factory=list[str])
+    """Those that were not allowed when they were found, in that order."""
+
+    def permits(self, rewrite: str) -> bool:
+        """Whether `rewrite` may be tried now."""
+        if rewrite in self.without or len(self.made) == self.limit:
+            self.refused.append(rewrite)
+            return False
+        return True
 
 
 @dataclasses.dataclass
@@ -29,10 +52,20 @@ class Context:
     """The exporter's name. Passes that a target needs or dislikes look at it; most do not."""
     samples: Sequence[Mapping[str, np.ndarray]] = ()
     """Inputs that the source accepted, by input name; empty when nothing is verified."""
+    calibration: Calibration | None = None
+    """Data to find quantisation scales with, when the user gave any."""
     why: list[Refusal] | None = None
     """When a list: passes append the reason for each near miss."""
     notes: list[str] = dataclasses.field(default_factory=list[str])
     """Sentences for the user: what a pass kept, gave up or found odd."""
+    tolerance: Tolerance | None = None
+    """By how much the artifact's outputs may differ; None: the precision's own."""
+    progress: Callable[[str], None] | None = None
+    """Tells the user what a long step is doing."""
+    documents: dict[str, str] = dataclasses.field(default_factory=dict[str, str])
+    """Texts to be stored beside the artifact: suffix -> content, e.g. `precision.yaml` for `<artifact>.precision.yaml`."""
+    allowance: Allowance | None = None
+    """When given, what rewrites may be made and which were; None: all may."""
 
 
 class Pass(BaseModel):

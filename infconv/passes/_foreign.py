@@ -1,11 +1,52 @@
-"""Take over what another tool made of a model: weights that stayed the same are shared, not copied."""
+"""Run another tool on a model and take over what it made: weights that stayed the same are shared, not copied."""
 
 from __future__ import annotations
+
+import importlib
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 
-from infconv.model import skeleton, tensor_bytes
+from infconv import isolate
+from infconv.errors import UnsupportedError, missing_extra
+from infconv.model import load, save, skeleton, tensor_bytes
+
+
+def require_package(name: str) -> None:
+    """Import the tool's package here, so that the processes that are forked have it. Raises DependencyError."""
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        raise missing_extra(name, "peers", f"Step {name}") from None
+
+
+def through_files(model: ir.Model, call: Callable[[Path, Path], None], tool: str) -> int:
+    """Run `call(source, target)`, which reads and writes ONNX files, once; return the number of changes.
+
+    It runs in a process of its own. Types and shapes of the model's inputs and outputs stay as they are. Raises what
+    `call` raises, Crashed, and UnsupportedError when the names of inputs or outputs are not the same afterwards.
+    """
+    # The weights of the result are views of its file, which its mapping keeps alive after the folder is gone.
+    with tempfile.TemporaryDirectory(prefix="infconv-", ignore_cleanup_errors=True) as folder:
+        source, target = Path(folder, "model.onnx"), Path(folder, "simplified.onnx")
+        save(model, source)
+        isolate.call(lambda: call(source, target), what=tool)
+        result = load(target)
+    _keep_interface(model, result, tool)
+    return take_over(model, result)
+
+
+def _keep_interface(model: ir.Model, result: ir.Model, tool: str) -> None:
+    """Give inputs and outputs of `result` the types and shapes that the model declares."""
+    for kind in ("inputs", "outputs"):
+        old, new = getattr(model.graph, kind), getattr(result.graph, kind)
+        if [value.name for value in old] != [value.name for value in new]:
+            raise UnsupportedError(f"{tool} changed the model's {kind}.", f"Leave it out with --skip {tool}.")
+        for declared, value in zip(old, new, strict=True):
+            value.type, value.shape = declared.type, declared.shape
 
 
 def take_over(model: ir.Model, result: ir.Model) -> int:

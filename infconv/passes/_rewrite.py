@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import onnx_ir as ir
 
@@ -33,6 +33,9 @@ from infconv.passes._values import (
     static_dim,
     use_count,
 )
+
+if TYPE_CHECKING:
+    from infconv.passes._base import Allowance
 
 __all__ = [
     "Builder",
@@ -69,6 +72,11 @@ class RewriteContext(Protocol):
         """Where near misses are to be noted, if at all."""
         ...
 
+    @property
+    def allowance(self) -> Allowance | None:
+        """Which rewrites may be made; None: all."""
+        ...
+
 
 def rewrite(model: ir.Model, rules: Sequence[Rule], context: RewriteContext) -> int:
     """Apply `rules` everywhere in `model`, in place, until none applies; return the number of rewrites.
@@ -84,7 +92,7 @@ def rewrite(model: ir.Model, rules: Sequence[Rule], context: RewriteContext) -> 
         scope = Scope(graph.opset_imports, model.functions.keys(), context.why is not None)
         # Functions have no initializers, and before IR version 4 an initializer had to be an input as well.
         initializers = graph is model.graph and (model.ir_version or 4) >= 4
-        rewriter = _Rewriter(graph, rules, scope, names, initializers)
+        rewriter = _Rewriter(graph, rules, scope, names, initializers, context.allowance)
         changes += rewriter.run()
         why += rewriter.refusals.values()
     if context.why is not None:
@@ -95,8 +103,17 @@ def rewrite(model: ir.Model, rules: Sequence[Rule], context: RewriteContext) -> 
 class _Rewriter:
     """Rewrites one scope: a graph with its subgraphs, or a function with its own."""
 
-    def __init__(self, graph: ir.Graph, rules: Sequence[Rule], scope: Scope, names: Names, initializers: bool) -> None:
+    def __init__(
+        self,
+        graph: ir.Graph,
+        rules: Sequence[Rule],
+        scope: Scope,
+        names: Names,
+        initializers: bool,
+        allowance: Allowance | None,
+    ) -> None:
         self.graph = graph
+        self.allowance = allowance
         self.scope = scope
         self.names = names
         self.initializers = initializers
@@ -176,6 +193,9 @@ class _Rewriter:
 
     def apply(self, rule: Rule, match: Match) -> str | None:
         """Build the replacement and put it in place; return None, or the reason why not."""
+        name = f"{rule.name} at {label(match.root)}"
+        if self.allowance is not None and not self.allowance.permits(name):
+            return "it is not among the rewrites that may be made"
         op = self.builder(match.root)
         try:
             results = replacement(rule, match, op)
@@ -183,6 +203,8 @@ class _Rewriter:
         except Refuse as refusal:
             op.discard()
             return str(refusal)
+        if self.allowance is not None:
+            self.allowance.made.append(name)
         self.budget.spend(rule, match, op.nodes)
         op.add_to_graph(anchor)
         self.order.add(op.nodes, anchor)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Iterable, Mapping, Sequence
 
 import onnx_ir as ir
 
 from infconv.errors import InfconvError
 from infconv.passes import Context
 from infconv.quantize import _constants, _masks, _ranges, _rules
+from infconv.quantize._identity import Identity
 from infconv.quantize._min_cut import INFINITE, Network
 from infconv.quantize._origins import Origin, Origins
+from infconv.quantize._plan_file import NodePlan, PrecisionPlan, plan_of, selects
 from infconv.quantize._ranges import MASKED, Query
 from infconv.quantize._schemas import FLOAT
 from infconv.quantize._wires import Side, Wire, Wiring, is_constant
@@ -39,6 +40,12 @@ class Decision:
 
     dtype: ir.DataType
     reason: str
+    kind: str = ""
+    """range, reduction, sensitivity, kernel, casts or user; empty for a lowered node, and where `reason` begins so."""
+
+    def sentence(self) -> str:
+        """Return `range: 'h' reaches 8e4 on the samples …`, as the plan file has it."""
+        return f"{self.kind}: {self.reason}" if self.kind else self.reason
 
 
 @dataclasses.dataclass
@@ -55,32 +62,77 @@ class Plan:
             return side
         return self.decisions[side].dtype if side in self.decisions else FLOAT
 
+    def lowered(self) -> list[ir.Node]:
+        """Return the nodes that are given the narrow type."""
+        return [node for node, decision in self.decisions.items() if decision.dtype != FLOAT]
+
+    def entries(
+        self, model: ir.Model, known: Mapping[ir.Node, Identity], scales: Mapping[ir.Node, int]
+    ) -> list[NodePlan]:
+        """Return the plan as it is written to a file, with the nodes' identities and the scales of their outputs."""
+        names = {FLOAT: "float32"}
+        types = {
+            node: (names.get(decision.dtype, decision.dtype.name.lower()), decision.sentence())
+            for node, decision in self.decisions.items()
+        }
+        return [
+            dataclasses.replace(entry, scale=scales.get(node, 0))
+            for node, entry in plan_of(model, types, known).items()
+        ]
+
 
 class Planner:
     """Makes the plan for one model: rules first, then what the samples show, then the fewest casts."""
 
-    def __init__(self, wiring: Wiring, context: Context) -> None:
+    def __init__(self, wiring: Wiring, context: Context, scales: Mapping[ir.Node, int] | None = None) -> None:
+        """Plan for the model of `wiring`. `scales`: the powers of two that `rescale` has put on nodes' outputs."""
+        self.maxima: dict[ir.Value, float] = {}
+        """The largest magnitude of each value of the main graph on the samples."""
+        self.out_of_range = False
+        """Whether a constant or an activation does not fit the narrow format."""
+        self._scales = scales or {}
         self._wiring = wiring
         self._narrow = wiring.narrow
         self._context = context
         self._origins = Origins(wiring)
-        self._kept: dict[ir.Node, str] = {}
+        self._kept: dict[ir.Node, Decision] = {}
+        self._forced: set[ir.Node] = set()
         self._clamps: dict[ir.Value, ir.TensorProtocol] = {}
 
-    def plan(self, patterns: Sequence[str]) -> Plan:
-        """Return the plan. `patterns` name nodes that stay FP32: node names, fnmatch patterns, `op:Softmax`."""
+    def plan(self, patterns: Sequence[str], given: PrecisionPlan | None = None) -> Plan:
+        """Return the plan. `patterns` name nodes that stay FP32: node names, fnmatch patterns, `op:Softmax`.
+
+        What `given` lists has its type from there, as far as the operators and the target allow.
+        """
         self._keep_fixed()
         self._keep_named(patterns)
+        if given is not None:
+            self._follow(given)
         for node in self._free():
-            self._keep([node], _rules.sensitive_reason(self._wiring, node, self._context.target))
+            self._keep([node], *_rules.sensitive_reason(self._wiring, node, self._context.target))
         self._keep_positions()
         self._keep_constants()
         if self._context.samples and self._narrow.name == "float16":
             self._keep_ranges()
+        return self._solved()
+
+    def replan(self, kept: Mapping[ir.Node, str]) -> Plan:
+        """Return the plan that `plan` made with these nodes kept in FP32 as well; node -> what was measured."""
+        before = dict(self._kept)
+        for node, reason in kept.items():
+            self._keep([node], reason, "sensitivity")
+        solved = self._solved()
+        self._kept = before
+        return solved
+
+    def may_keep(self, node: ir.Node) -> bool:
+        """Whether nobody has decided that `node` is lowered."""
+        return node not in self._forced
+
+    def _solved(self) -> Plan:
         lowered = self._cheapest()
-        return Plan(
-            {node: self._decision(node, lowered) for node in self._wiring.nodes if self._touches(node)}, self._clamps
-        )
+        decisions = {node: self._decision(node, lowered) for node in self._wiring.nodes if self._touches(node)}
+        return Plan(decisions, dict(self._clamps))
 
     def _touches(self, node: ir.Node) -> bool:
         return not is_constant(node) and any(
@@ -90,36 +142,55 @@ class Planner:
     def _decision(self, node: ir.Node, lowered: set[ir.Node]) -> Decision:
         if node in lowered:
             return Decision(self._narrow.dtype, f"computes in {self._narrow.label}")
-        return Decision(FLOAT, self._kept.get(node, "its neighbours are FP32, and staying so costs fewer casts"))
+        by_default = Decision(FLOAT, "its neighbours are FP32, and staying so costs fewer casts", "casts")
+        return self._kept.get(node, by_default)
 
     def _free(self) -> list[ir.Node]:
         return [node for node in self._wiring.nodes if node not in self._kept]
 
-    def _keep(self, nodes: Iterable[ir.Node], reason: str | None) -> None:
+    def _keep(self, nodes: Iterable[ir.Node], reason: str | None, kind: str) -> None:
         if reason is not None:
             for node in nodes:
-                self._kept.setdefault(node, reason)
+                if node not in self._forced:
+                    self._kept.setdefault(node, Decision(FLOAT, reason, kind))
 
     def _keep_fixed(self) -> None:
         told: set[str] = set()
         for node in self._wiring.nodes:
             reason = _rules.fixed_reason(self._wiring, node, self._context.target)
-            self._keep([node], reason)
+            self._keep([node], reason, "kernel")
             if reason and node.op_type in _rules.COMPUTE and node.op_type not in told and self._touches(node):
                 told.add(node.op_type)
                 self._context.notes.append(f"lower-precision: {node.op_type} '{node.name}' stays FP32: {reason}.")
 
     def _keep_named(self, patterns: Sequence[str]) -> None:
         for pattern in patterns:
-            operator = pattern.removeprefix("op:") if pattern.startswith("op:") else None
-            found = [
-                node
-                for node in self._wiring.nodes
-                if (fnmatchcase(node.op_type, operator) if operator else fnmatchcase(node.name or "", pattern))
-            ]
-            self._keep(found, f"named by the user ({pattern})")
+            found = [node for node in self._wiring.nodes if selects(pattern, node)]
+            self._keep(found, f"named by the user ({pattern})", "user")
             if not found:
                 self._context.notes.append(f"lower-precision: keep '{pattern}' names no node of the model.")
+
+    def _follow(self, given: PrecisionPlan) -> None:
+        """Take over the float types of a plan; integer ones are for the quantizing steps."""
+        matched = given.match(self._wiring.model)
+        refused: list[NodePlan] = []
+        for node, entry in matched.entries.items():
+            if entry.type == "float32":
+                self._kept.setdefault(node, Decision(FLOAT, entry.reason))
+            elif entry.type in {"float16", "bfloat16"} and entry.scale == self._scales.get(node, 0):
+                if node in self._kept and self._touches(node):
+                    refused.append(entry)
+                elif node not in self._kept:
+                    self._forced.add(node)
+        self._tell_entries("names no node of the model", "name no node of the model", matched.unknown)
+        self._tell_entries("stays FP32 all the same", "stay FP32 all the same", refused)
+
+    def _tell_entries(self, one: str, many: str, entries: Sequence[NodePlan]) -> None:
+        if entries:
+            some = ", ".join(f"{entry.op} '{entry.node}'".lstrip() for entry in entries[:3])
+            more = f" and {len(entries) - 3} more" if len(entries) > 3 else ""
+            what = f"1 entry of the precision plan {one}" if len(entries) == 1 else f"{len(entries)} entries {many}"
+            self._context.notes.append(f"lower-precision: {what}: {some}{more}.")
 
     def _keep_positions(self) -> None:
         reason = (
@@ -128,16 +199,17 @@ class Planner:
         for node in self._free():
             floats = [value for value in node.outputs if value in self._wiring.wires]
             if floats and node.op_type not in _rules.MOVEMENT and self._origins[floats[0]] == Origin.POSITION:
-                self._keep([node], reason)
+                self._keep([node], reason, "sensitivity")
 
     def _keep_constants(self) -> None:
+        limit = _TOLERATED_LOSS if self._narrow.name == "float16" else _TOLERATED_LOSS_BF16
         for wire, tensor in self._literals():
             if not any(isinstance(use.side, ir.Node) and use.side not in self._kept for use in wire.uses):
                 continue
             loss = _constants.examine(tensor, self._narrow)
+            self.out_of_range |= loss.overflows(self._narrow) or loss.relative > limit
             if loss.overflows(self._narrow):
                 self._handle_overflow(wire.value, tensor, loss)
-            limit = _TOLERATED_LOSS if self._narrow.name == "float16" else _TOLERATED_LOSS_BF16
             if loss.relative > limit:
                 lost = f"{loss.relative:.1%} of its norm"
                 reason = f"its constant '{wire.value.name}' is too small for {self._narrow.label}, which loses {lost}"
@@ -162,9 +234,10 @@ class Planner:
         self._keep_noted([*flow.nodes, *([producer] if producer and flow.nodes else [])], reason)
 
     def _keep_noted(self, sides: Iterable[Side], reason: str) -> None:
-        nodes = [side for side in sides if isinstance(side, ir.Node) and side not in self._kept]
+        taken = self._kept.keys() | self._forced
+        nodes = [side for side in sides if isinstance(side, ir.Node) and side not in taken]
         if nodes:
-            self._keep(nodes, reason)
+            self._keep(nodes, reason, "range")
             self._context.notes.append(f"lower-precision: {nodes[0].op_type} '{nodes[0].name}' stays FP32: {reason}.")
 
     def _keep_ranges(self) -> None:
@@ -180,14 +253,16 @@ class Planner:
         except InfconvError as error:
             self._context.notes.append(f"lower-precision: no activation ranges: {error.message}")
             return
-        for value in measured:
-            self._keep_range(self._wiring.wires[value], maxima[Query(value.name or "")])
+        self.maxima = {value: maxima[Query(value.name or "")] for value in measured}
+        for value, largest in self.maxima.items():
+            self._keep_range(self._wiring.wires[value], largest)
         for value, node in softmax.items():
             largest = maxima.get(Query(value.name or "", MASKED), 0.0)
             if largest > _LOGITS:
                 self._keep(
                     self._logits(node),
                     f"logits of '{node.name}' reach {largest:.3g}: rounding them changes probabilities",
+                    "range",
                 )
 
     def _is_top(self, value: ir.Value) -> bool:
@@ -200,9 +275,12 @@ class Planner:
             reason = f"'{wire.value.name}' reaches {largest:.3g} on the samples, too close to the limit of {label}"
         elif 0.0 < largest < self._narrow.smallest_normal:
             reason = f"'{wire.value.name}' stays below {largest:.1g} on the samples, where {label} loses bits"
+        self.out_of_range |= reason is not None
         if reason and self._wiring.narrow.dtype in {wire.source, *(use.side for use in wire.uses)}:
             self._context.notes.append(f"lower-precision: {reason}, and the model's border is {label} there.")
-        self._keep([side for side in [wire.source, *(u.side for u in wire.uses)] if isinstance(side, ir.Node)], reason)
+        self._keep(
+            [side for side in [wire.source, *(u.side for u in wire.uses)] if isinstance(side, ir.Node)], reason, "range"
+        )
 
     def _logits(self, softmax: ir.Node) -> list[ir.Node]:
         """Return `softmax` and what lies between it and the products that make its logits, these included."""
@@ -243,7 +321,7 @@ class Planner:
     def _vertex(self, node: ir.Node, network: Network) -> int:
         if node in self._kept:
             return Network.SINK
-        if node.op_type in _rules.COMPUTE:
+        if node in self._forced or node.op_type in _rules.COMPUTE:
             return Network.SOURCE
         vertex = network.vertex()
         cost = _MOVEMENT if node.op_type in _rules.MOVEMENT else _ELEMENTWISE

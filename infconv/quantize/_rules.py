@@ -35,6 +35,13 @@ _REDUCTIONS = names(
 )
 _NORMS = names("InstanceNormalization LpNormalization MeanVarianceNormalization LpPool GlobalLpPool LRN")
 
+_KINDS = {
+    **dict.fromkeys((_ACCUMULATES, _NORM), "reduction"),
+    **dict.fromkeys((_GROWS, _DIVIDES), "range"),
+    **dict.fromkeys((_COORDINATES, _ANGLE), "sensitivity"),
+}
+"""Reason -> its kind in the plan file."""
+
 SENSITIVE: dict[str, str] = {
     **dict.fromkeys(_REDUCTIONS, _ACCUMULATES),
     **dict.fromkeys(_NORMS, _NORM),
@@ -87,8 +94,13 @@ def fixed_reason(wiring: Wiring, node: ir.Node, target: str) -> str | None:
     return None
 
 
-def sensitive_reason(wiring: Wiring, node: ir.Node, target: str) -> str | None:
-    """Return why the operator is better left in FP32 on `target`; None if it is not."""
+def sensitive_reason(wiring: Wiring, node: ir.Node, target: str) -> tuple[str | None, str]:
+    """Return why the operator is better left in FP32 on `target` (None if it is not), and the kind of that reason."""
+    reason = _sensitive_reason(wiring, node, target)
+    return (reason.format(label=wiring.narrow.label) if reason else None), _KINDS.get(reason or "", "range")
+
+
+def _sensitive_reason(wiring: Wiring, node: ir.Node, target: str) -> str | None:
     reason = SENSITIVE.get(node.op_type) or TARGET_SENSITIVE.get(target, {}).get(node.op_type)
     if reason is None and node.op_type in _STASHED and node.attributes.get_int("stash_type", 1) != 1:
         reason = _NORM
@@ -99,7 +111,7 @@ def sensitive_reason(wiring: Wiring, node: ir.Node, target: str) -> str | None:
         reason = "one factor is a reciprocal, which can overflow in {label}"
     if reason is None and node.op_type == "BatchNormalization" and _has_tiny_variance(wiring, node):
         reason = "some of its variances are too small for {label}"
-    return reason.format(label=wiring.narrow.label) if reason else None
+    return reason
 
 
 def _has_tiny_variance(wiring: Wiring, node: ir.Node) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -67,12 +68,17 @@ def connect(request):
     import socket
     socket.create_connection(("192.0.2.1", 80), timeout=1)
 
+def native_connect(request):
+    code = "import socket; socket.create_connection(('127.0.0.1', %d), timeout=5)" % request["port"]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True)
+    return {"connected": done.returncode == 0, "network": os.readlink("/proc/self/ns/net"), "user": os.getuid()}
+
 def missing(request):
     import a_package_that_is_not_installed
 
 def operations():
     return {f.__name__: f for f in (
-        echo, refuse, fail, leave, die, kill, crash, bad_alloc, hang, allocate, connect, missing)}
+        echo, refuse, fail, leave, die, kill, crash, bad_alloc, hang, allocate, connect, native_connect, missing)}
 """
 
 
@@ -84,6 +90,7 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     copy = Path(shutil.copy(_worker_client.SCRIPT, folder))
     (folder / "_worker_toy.py").write_text(TOY)
     monkeypatch.setattr(_worker_client, "SCRIPT", copy)
+    monkeypatch.chdir(tmp_path)
     return copy
 
 
@@ -152,6 +159,32 @@ def test_every_end_is_one_clear_sentence(toy: WorkerProcess, op: str, error: typ
     with pytest.raises(error, match=words) as caught:
         toy.ask({"op": op})
     assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("op", ["die", "kill", "crash"])
+def test_the_log_of_a_dead_worker_is_kept(toy: WorkerProcess, tmp_path: Path, op: str):
+    toy.ask({"op": "echo", "text": ""})
+    with pytest.raises(InfconvError) as caught:
+        toy.ask({"op": op})
+    assert "infconv-crash/worker.log" in caught.value.hint
+    assert "chatter on standard output" in (tmp_path / "infconv-crash" / "worker.log").read_text()
+
+
+def test_the_log_of_a_finished_worker_can_be_read(toy: WorkerProcess, tmp_path: Path):
+    toy.ask({"op": "echo", "text": ""})
+    toy.close()
+    assert "chatter on standard output" in toy.log
+    assert not (tmp_path / "infconv-crash").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has network namespaces")
+def test_native_code_and_child_processes_have_no_network(toy: WorkerProcess):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        found = toy.ask({"op": "native_connect", "port": server.getsockname()[1]})
+    if found["network"] == str(Path("/proc/self/ns/net").readlink()):
+        pytest.skip("this system lets no user process have a network namespace of its own")
+    assert not found["connected"]
+    assert found["user"] == os.getuid()
 
 
 def test_after_a_death_the_next_request_starts_a_new_process(toy: WorkerProcess):
