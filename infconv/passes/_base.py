@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from infconv.passes._rewrite import Refusal, Rule
+    from infconv.passes._symbolic import Symbolic
 
 
 @dataclasses.dataclass
@@ -33,6 +34,17 @@ class Context:
     """When a list: passes append the reason for each near miss."""
     notes: list[str] = dataclasses.field(default_factory=list[str])
     """Sentences for the user: what a pass kept, gave up or found odd."""
+    again: bool = False
+    """A pass that changes something is run again: it need not make sure itself that nothing is left to do."""
+    remembered: Remembered | None = None
+    """What passes found out about the model as it is; None: nobody takes care that it is forgotten in time."""
+
+
+@dataclasses.dataclass
+class Remembered:
+    """What holds until the model changes."""
+
+    shapes: Symbolic | None = None
 
 
 class Pass(BaseModel):
@@ -42,6 +54,8 @@ class Pass(BaseModel):
 
     needs_shapes: ClassVar[bool] = False
     """Works better (or only) after `infer-shapes`."""
+    keeps_facts: ClassVar[bool] = False
+    """Changes nothing but what the model says of its values."""
     emits: ClassVar[frozenset[str]] = frozenset()
     """Operator domains beyond the standard one that this pass may add, e.g. {"com.microsoft"}."""
 
