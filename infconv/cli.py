@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from infconv.commands import compare, convert, listing
+from infconv.commands import bench, compare, convert, listing
 from infconv.commands._base import guarded
 from infconv.errors import InfconvError, UsageError
 
@@ -44,6 +44,7 @@ for command in (
     convert.convert,
     convert.run,
     compare.compare,
+    bench.bench,
     listing.inspect,
     listing.passes,
     listing.targets,

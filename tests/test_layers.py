@@ -19,7 +19,7 @@ LAYERS = [
     {"_protobuf", "_normalise", "model", "census", "compare"},
     {"passes", "quantize", "convert"},
     {"transfer", "result", "observe", "spec", "reference", "publish", "steps", "run_artifact"},
-    {"verify", "runner", "manifest", "crash", "pipeline", "api", "supervise"},
+    {"verify", "runner", "manifest", "crash", "pipeline", "api", "supervise", "bench"},
     {"console"},
     {"commands"},
     {"cli"},
