@@ -4,7 +4,7 @@
 
 Builds the models (benchmarks/zoo.py) when FOLDER has none. Every tool runs as a process of its own, the tools in turn;
 times are CPU seconds, memory is the peak resident set of the whole process. Latencies are medians of
-interleaved runs. Writes benchmarks/results/optimize.md and .json.
+interleaved runs. Writes benchmarks/results/optimize.md, .json and .png.
 """
 
 from __future__ import annotations
@@ -16,35 +16,38 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
 TOOLS = {
-    "infconv": "import infconv; infconv.save(infconv.optimize(i, level='extended'), o)",
-    "infconv-ort": "import infconv; infconv.save(infconv.optimize(i, target='onnxruntime', level='extended'), o)",
-    "onnxsim": "import onnx, onnxsim; onnx.save(onnxsim.simplify(i)[0], o)",
-    "onnxslim": "import onnxslim; onnxslim.slim(i, o)",
-    "onnxscript": "import onnx, onnxscript.optimizer as s; onnx.save(s.optimize(onnx.load(i)), o)",
+    "infconv": ("import infconv", "infconv.save(infconv.optimize(i, level='extended'), o)"),
+    "infconv-ort": ("import infconv", "infconv.save(infconv.optimize(i, target='onnxruntime', level='extended'), o)"),
+    "onnxsim": ("import onnx, onnxsim", "onnx.save(onnxsim.simplify(i)[0], o)"),
+    "onnxslim": ("import onnxslim", "onnxslim.slim(i, o)"),
+    "onnxscript": ("import onnx, onnxscript.optimizer as s", "onnx.save(s.optimize(onnx.load(i)), o)"),
     "onnxscript-ort": (
-        "import onnx_ir as ir, onnxscript.optimizer as s, onnxscript.rewriter.ort_fusions as f;"
-        "m = ir.load(i); s.optimize_ir(m); r = f.optimize_for_ort(m); ir.save(r[0] if isinstance(r, tuple) else r, o)"
+        "import onnx_ir as ir, onnxscript.optimizer as s, onnxscript.rewriter.ort_fusions as f",
+        "m = ir.load(i); s.optimize_ir(m); r = f.optimize_for_ort(m); ir.save(r[0] if isinstance(r, tuple) else r, o)",
     ),
     "ort-offline": (
-        "import onnxruntime as r; p = r.SessionOptions(); p.optimized_model_filepath = o; p.log_severity_level = 4;"
+        "import onnxruntime as r",
+        "p = r.SessionOptions(); p.optimized_model_filepath = o; p.log_severity_level = 4;"
         "p.graph_optimization_level = r.GraphOptimizationLevel.ORT_ENABLE_EXTENDED;"
-        "r.InferenceSession(i, p, providers=['CPUExecutionProvider'])"
+        "r.InferenceSession(i, p, providers=['CPUExecutionProvider'])",
     ),
 }
+"""What a tool's process imports, and what it does to the model at path `i` to write the one at `o`."""
 PORTABLE = ("infconv", "onnxsim", "onnxslim", "onnxscript")
 """The tools whose result has standard operators only."""
 
 
 def run_tool(tool: str, source: Path, output: Path) -> dict[str, Any]:
-    """Run one tool in a process; return CPU and wall seconds, peak MB and the nodes left, or the error."""
-    code = f"import sys; i, o = sys.argv[1:3]; {TOOLS[tool]}"
-    start = time.perf_counter()
+    """Run one tool in a process; return CPU seconds (whole, and after imports), peak MB and nodes left, or the error."""
+    imports, work = TOOLS[tool]
+    code = f"import sys, time; i, o = sys.argv[1:3]\n{imports}\nt = time.process_time()\n{work}\n"
+    code += "open(o + '.work', 'w').write(str(time.process_time() - t))"
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(source), str(output)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
@@ -52,12 +55,11 @@ def run_tool(tool: str, source: Path, output: Path) -> dict[str, Any]:
     words = process.stderr.read().decode(errors="replace")
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
-    wall = time.perf_counter() - start
     if process.returncode or not output.exists():
         return {"error": (words.strip().splitlines() or [f"exit {process.returncode}"])[-1][:120]}
     return {
-        "wall": wall,
         "cpu": usage.ru_utime + usage.ru_stime,
+        "work": float(output.with_name(f"{output.name}.work").read_text()),
         "peak_mb": usage.ru_maxrss / 1e3,
         "nodes": apart("count_nodes", str(output)),
     }
@@ -83,25 +85,46 @@ def count_nodes(path: str) -> int:
     return take_census(load(path)).nodes
 
 
-def latencies(paths: dict[str, str], runs: int) -> dict[str, float]:
-    """Return the median milliseconds of each model in ONNX Runtime, measured in turn."""
+def latencies(paths: dict[str, str], runs: int) -> dict[str, dict[str, float]]:
+    """Return the median milliseconds of each model in ONNX Runtime and in OpenVINO, measured in turn."""
     import statistics
 
-    from infconv.convert._onnxruntime import open_session
     from infconv.model import load
     from infconv.reference import describe_inputs, make_inputs, size_plans
 
-    sessions = {tool: open_session(path, optimize=True) for tool, path in paths.items()}
     infos = describe_inputs(load(next(iter(paths.values()))))
     feeds = make_inputs(infos, next(size_plans(infos, {}))[1], seed=0)
-    times: dict[str, list[float]] = {tool: [] for tool in sessions}
-    for turn in range(runs + 2):
-        for tool, session in sessions.items():
-            start = time.perf_counter()
-            session.run(None, feeds)
-            if turn >= 2:
-                times[tool].append(1e3 * (time.perf_counter() - start))
-    return {tool: statistics.median(values) for tool, values in times.items()}
+    found: dict[str, dict[str, float]] = {}
+    for runtime, prepare in (("ONNX Runtime", _in_onnxruntime), ("OpenVINO", _in_openvino)):
+        calls = {tool: call for tool, path in paths.items() if (call := prepare(path, feeds)) is not None}
+        times: dict[str, list[float]] = {tool: [] for tool in calls}
+        for turn in range(runs + 2):
+            for tool, call in calls.items():
+                start = time.perf_counter()
+                call()
+                if turn >= 2:
+                    times[tool].append(1e3 * (time.perf_counter() - start))
+        found[runtime] = {tool: statistics.median(values) for tool, values in times.items()}
+    return found
+
+
+def _in_onnxruntime(path: str, feeds: Any) -> Callable[[], object]:
+    from infconv.convert._onnxruntime import open_session
+
+    session = open_session(path, optimize=True)
+    return lambda: session.run(None, feeds)
+
+
+def _in_openvino(path: str, feeds: Any) -> Callable[[], object] | None:
+    """Return a call of the compiled model; None where OpenVINO lacks an operator (of com.microsoft)."""
+    import openvino
+
+    try:
+        compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    except RuntimeError:
+        return None
+    request = compiled.create_infer_request()
+    return lambda: request.infer(feeds)
 
 
 def measure(source: Path, tools: Sequence[str], with_latency: bool, runs: int, folder: Path) -> dict[str, Any]:
@@ -123,7 +146,8 @@ def table(rows: dict[str, Any], tools: Sequence[str]) -> str:
     parts: list[str] = []
     for title, key, form in (
         ("Nodes left", "nodes", "{:.0f}"),
-        ("CPU s", "cpu", "{:.1f}"),
+        ("CPU s of the whole process", "cpu", "{:.1f}"),
+        ("CPU s after the tool's imports", "work", "{:.2f}"),
         ("Peak MB", "peak_mb", "{:.0f}"),
     ):
         parts += [f"### {title}\n", f"| model | MB | before | {' | '.join(tools)} |", "|---" * (len(tools) + 3) + "|"]
@@ -132,17 +156,41 @@ def table(rows: dict[str, Any], tools: Sequence[str]) -> str:
             parts.append(f"| {name} | {row['mb']:.0f} | {row['nodes']} | {' | '.join(cells)} |")
         parts.append("")
     timed = {name: row for name, row in rows.items() if "latency_ms" in row}
-    if timed:
-        columns = ["source", *tools]
-        parts += [
-            "### Latency in ONNX Runtime, ms\n",
-            f"| model | {' | '.join(columns)} |",
-            "|---" * (len(columns) + 1) + "|",
-        ]
+    columns = ["source", *tools]
+    for runtime in ("ONNX Runtime", "OpenVINO") if timed else ():
+        head = f"| model | {' | '.join(columns)} |"
+        parts += [f"### Latency in {runtime}, ms\n", head, "|---" * (len(columns) + 1) + "|"]
         for name, row in timed.items():
-            cells = [f"{row['latency_ms'][c]:.2f}" if c in row["latency_ms"] else "-" for c in columns]
-            parts.append(f"| {name} | {' | '.join(cells)} |")
+            found = row["latency_ms"][runtime]
+            parts.append(f"| {name} | {' | '.join(f'{found[c]:.2f}' if c in found else '-' for c in columns)} |")
+        parts.append("")
     return "\n".join(parts)
+
+
+def plot(rows: dict[str, Any], tools: Sequence[str], path: Path) -> None:
+    """Draw nodes, time, memory and latency of each tool as a multiple of infconv's, the models side by side."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    def value(row: Any, tool: str, key: str) -> float:
+        if key == "latency":
+            return row.get("latency_ms", {}).get("ONNX Runtime", {}).get(tool, float("nan"))
+        return row["tools"][tool].get(key, float("nan"))
+
+    keys = {"nodes": "nodes left", "cpu": "CPU time", "peak_mb": "peak memory", "latency": "ONNX Runtime latency"}
+    figure, axes = pyplot.subplots(len(keys), 1, figsize=(max(8, len(rows)), 3.2 * len(keys)), sharex=True)
+    width = 0.8 / len(tools)
+    for axis, (key, title) in zip(axes, keys.items(), strict=True):
+        for index, tool in enumerate(tools):
+            heights = [value(row, tool, key) / value(row, "infconv", key) for row in rows.values()]
+            axis.bar([x + (index - len(tools) / 2) * width for x in range(len(rows))], heights, width, label=tool)
+        axis.axhline(1, color="black", linewidth=0.8)
+        axis.set_ylabel(f"{title} / infconv's")
+    axes[0].legend(ncols=len(tools), fontsize="small", loc="upper center", bbox_to_anchor=(0.5, 1.25))
+    axes[-1].set_xticks(range(len(rows)), list(rows), rotation=60, ha="right")
+    figure.savefig(path, bbox_inches="tight", dpi=110)
 
 
 def main() -> None:
@@ -168,6 +216,8 @@ def main() -> None:
     results = HERE / "results"
     results.mkdir(exist_ok=True)
     (results / "optimize.json").write_text(json.dumps(rows, indent=1))
+    if "infconv" in arguments.tools:
+        plot(rows, arguments.tools, results / "optimize.png")
     text = table(rows, arguments.tools)
     (results / "optimize.md").write_text(text)
     print(text)

@@ -62,14 +62,15 @@ def median(commands: list[list[str]], runs: int = 3) -> list[float]:
 def peaks(command: list[str]) -> dict[str, float]:
     """Return the peak resident megabytes of the main process and of the largest worker."""
     process = psutil.Popen(command, cwd=EXAMPLE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    found: dict[str, float] = {"main": 0.0, "worker": 0.0}
+    found: dict[str, float] = {"main": 0.0, "worker": 0.0, "other": 0.0}
 
     def watch() -> None:
         while process.poll() is None:
             try:
-                tree = [process, *process.children(recursive=True)]
-                for one in tree:
-                    kind = "worker" if any("_worker" in word for word in one.cmdline()) else "main"
+                near = [process, *process.children()]  # the command runs in a supervised child
+                for one in [process, *process.children(recursive=True)]:
+                    kind = "main" if one in near else "other"  # "other": runs the artifact to verify it
+                    kind = "worker" if any("_worker" in word for word in one.cmdline()) else kind
                     found[kind] = max(found[kind], one.memory_info().rss / 1e6)
             except psutil.Error:
                 continue

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from infconv.commands import bisect, compare, convert, diff, env, listing, start
+from infconv.commands import bench, bisect, compare, convert, diff, env, listing, start
 from infconv.commands._base import guarded
 from infconv.errors import InfconvError, UsageError, did_you_mean
 
@@ -49,6 +49,7 @@ for command in (
     diff.diff,
     start.init,
     start.schema,
+    bench.bench,
     listing.inspect,
     listing.passes,
     listing.targets,

@@ -125,6 +125,8 @@ def print_result(result: Result) -> None:
         for step in artifact.steps:
             if step.status == "dropped":
                 sys.stdout.write(f"dropped {step.name} ({artifact.target} {artifact.precision}): {step.reason}\n")
+    for metric in [m for a in result.artifacts if (m := a.verification.metric)]:
+        sys.stdout.write(f"metric {metric.metric}: {metric.before:.6g} → {metric.after:.6g}\n")
     for note in dict.fromkeys(n for a in result.artifacts for n in (*a.notes, a.verification.note) if n):
         sys.stdout.write(f"note: {note}\n")
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import gc
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -64,11 +66,24 @@ def from_proto(proto: onnx.ModelProto) -> ir.Model:
 
     aside = normalise(proto)
     try:
-        model = serde.deserialize_model(proto)
+        with rare_collections():
+            model = serde.deserialize_model(proto)
     except Exception as error:  # onnx_ir raises what it meets: a ValueError, a KeyError, its own SerdeError
         raise SourceError(f"The model is not valid ONNX: {_first_line(error)}") from error
     model.meta[_TYPES_ASIDE] = aside
     return model
+
+
+@contextlib.contextmanager
+def rare_collections() -> Generator[None, None, None]:
+    """Look for garbage less often than Python does: a graph is millions of objects, of which nearly all stay."""
+    young, middle, old = gc.get_threshold()
+    if young:
+        gc.set_threshold(max(young, 50_000), max(middle, 20), max(old, 20))
+    try:
+        yield
+    finally:
+        gc.set_threshold(young, middle, old)
 
 
 def read_proto(path: str | os.PathLike[str]) -> tuple[onnx.ModelProto, mmap.mmap]:
@@ -265,7 +280,8 @@ def save(model: ir.Model, path: str | os.PathLike[str], *, external: bool | None
     stages the write (see infconv.publish): this function writes in place. Raises ResourceError on a full disk.
     """
     path = Path(path)
-    parts = skeleton(model)
+    with rare_collections():
+        parts = skeleton(model)
     if external is None:
         external = sum(t.nbytes for t in parts.weights.values()) > EMBED_LIMIT
     try:

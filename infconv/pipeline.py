@@ -47,6 +47,10 @@ def plan(spec: PipelineSpec) -> list[Job]:
     """Decide everything that needs no model. Raises UsageError or UnsupportedError before anything heavy is done."""
     registry.look_in([str(Path.cwd()), *spec.source.python_path])
     jobs = [_plan_target(spec, entry) for entry in spec.targets]
+    if spec.verify.metric is not None:
+        from infconv.metrics import find_metric
+
+        find_metric(spec)
     seen: dict[Path, Job] = {}
     for job in jobs:
         other = seen.setdefault(job.output.resolve(), job)
@@ -188,6 +192,7 @@ def execute(spec: PipelineSpec, observers: Sequence[Observer] = ()) -> Result:
     the artifacts that were made, and the first error.
     """
     from infconv.convert import open_source
+    from infconv.metrics import measure_source
 
     start = time.perf_counter()
     watch = Observers(observers)
@@ -200,10 +205,12 @@ def execute(spec: PipelineSpec, observers: Sequence[Observer] = ()) -> Result:
         with source:
             reference = _reference(spec, source, watch)
             calibration, calibrated = _calibrated(spec, source, reference, watch)
+            with watch.stage("measure the source"):
+                quality = measure_source(spec, source)
         for job in jobs:
             own = calibrated if job.entry.precision in PRECISIONS else reference
             try:
-                artifacts.append(_make_artifact(spec, job, source, own, watch, calibration))
+                artifacts.append(_make_artifact(spec, job, source, own, watch, calibration, quality))
             except InfconvError as error:
                 errors.append(_located(error, job, jobs))
     return Result(artifacts, time.perf_counter() - start, errors[0] if errors else None)
@@ -247,7 +254,6 @@ def _calibrated(
 
 def load_source(spec: PipelineSpec, source: Source) -> ir.Model:
     """Return the graph that the steps start from: the source as ONNX, with what the user said about its inputs."""
-    """Return the graph that the steps start from: the source as ONNX, its inputs as the user described them."""
     from infconv.convert._inputs import apply_inputs
     from infconv.model import load
 
@@ -263,9 +269,11 @@ def _make_artifact(
     reference: Reference | None,
     watch: Observers,
     calibration: Calibration | None = None,
+    quality: float | None = None,
 ) -> Artifact:
     from infconv.census import take_census
     from infconv.crash import report_crash
+    from infconv.metrics import check_metric
     from infconv.passes import Context
     from infconv.publish import publish, staging
     from infconv.runner import StepFailed, run_steps
@@ -294,6 +302,9 @@ def _make_artifact(
         documents = _write_documents(context, stage / job.output.name)
         with watch.stage(f"verify {job.exporter.target} {job.entry.precision}"):
             verification = verify(job, spec.verify, exported, reference)
+        with watch.stage(f"measure {job.exporter.target} {job.entry.precision}"):
+            metric = check_metric(spec, job, exported, quality)
+            verification = dataclasses.replace(verification, metric=metric)
         notes = [*source.notes, *(reference.notes if reference else ()), *context.notes, *exported.notes]
         artifact = Artifact(
             target=job.exporter.target,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from infconv.census import all_nodes, compute_depth
+from infconv.census import all_nodes, compute_depth, compute_types
 from infconv.compare import TOLERANCES, compare_outputs
 from infconv.convert._base import DimRange
 from infconv.errors import InfconvError, SourceError, UnsupportedError, UsageError, did_you_mean
@@ -67,6 +67,8 @@ class Reference:
     notes: Sequence[str] = ()
     depth: int = 0
     """Compute operators in a row: what the tolerance depends on."""
+    precision: str = "fp32"
+    """fp16 or bf16 where the source itself computes in it: no run of it agrees better with another."""
     of_this_model: bool = False
     """Whether the very ONNX model that the steps start from computed it, and not a framework."""
 
@@ -112,13 +114,15 @@ def make_reference(
 
 
 def _reference(source: Source, model: ir.Model, samples: Sequence[Sample], notes: Sequence[str]) -> Reference:
-    return Reference(source.producer, samples, notes, compute_depth(model), source.is_onnx)
+    types = compute_types(model)
+    precision = "bf16" if "bfloat16" in types else "fp16" if "float16" in types else "fp32"
+    return Reference(source.producer, samples, notes, compute_depth(model), precision, source.is_onnx)
 
 
 def _refuse_random(model: ir.Model) -> None:
     """Raise UnsupportedError for a model that draws random numbers: two runs of it differ by themselves."""
     for node in all_nodes(model):
-        if node.domain == "" and (node.op_type.startswith("Random") or node.op_type in {"Bernoulli", "Multinomial"}):
+        if node.domain == "" and (node.op_type.startswith("Random") or _is_random(node)):
             raise UnsupportedError(
                 f"The model draws random numbers ({node.op_type} '{node.name}'): its outputs cannot be compared.",
                 "Convert it with --verify off, or make the noise an input of the model.",
@@ -175,6 +179,13 @@ def _is_finite(outputs: Mapping[str, Any] | InfconvError) -> bool:
 
 def _agree(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
     return all(error.ok for error in compare_outputs(a, b, TOLERANCES["fp32"]))
+
+
+def _is_random(node: ir.Node) -> bool:
+    if node.op_type == "Dropout" and len(node.inputs) > 2 and node.inputs[2] is not None:
+        mode = node.inputs[2].const_value  # training_mode: known to be off, or else it may drop
+        return mode is None or bool(mode.numpy().any())
+    return node.op_type in {"Bernoulli", "Multinomial"}
 
 
 # --- the user's own --------------------------------------------------------------------------------------------

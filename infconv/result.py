@@ -36,6 +36,19 @@ class SampleCheck:
 
 
 @dataclasses.dataclass(frozen=True)
+class MetricCheck:
+    """The user's own measure, of the source and of the artifact."""
+
+    metric: str
+    """`module:function`."""
+    before: float
+    after: float
+    drop: float
+    """By how much the artifact is worse; negative: better."""
+    max_drop: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Verification:
     """How an artifact compares with the source framework."""
 
@@ -49,6 +62,7 @@ class Verification:
     """False: the artifact itself could not be run here; `note` says what was."""
     note: str = ""
     samples: Sequence[SampleCheck] = ()
+    metric: MetricCheck | None = None
 
     def worst(self) -> OutputError | None:
         """Return the worst output over all samples: a failed one, else the one with the largest error."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from infconv.errors import InfconvError, ResourceError
-from infconv.model import all_graphs
+from infconv.model import all_graphs, rare_collections
 from infconv.observe import Observers
 from infconv.result import StepResult
 from infconv.steps import Repeat, flatten
@@ -93,11 +94,18 @@ class _Run:
         """The steps that changed nothing when they last ran, and that no change by another step came after."""
 
     def run(self, model: ir.Model, context: Context) -> tuple[ir.Model, list[StepResult]]:
+        from infconv.passes import Remembered
+
         if self._guard:
             self._guard.begin(model)
         self._operators = _count_operators(model)
+        context.remembered = self._remembered = Remembered()
         results = {id(step): StepResult(step.step_name()) for step in flatten(self._steps)}
-        model, _ = self._run_all(self._steps, model, context, results)
+        try:
+            with rare_collections():
+                model, _ = self._run_all(self._steps, model, context, results)
+        finally:
+            context.remembered = None
         return model, list(results.values())
 
     def _run_all(
@@ -116,8 +124,10 @@ class _Run:
         self, repeat: Repeat, model: ir.Model, context: Context, results: dict[int, StepResult]
     ) -> tuple[ir.Model, int]:
         total = 0
-        for _ in range(repeat.rounds):
-            model, changes = self._run_all(repeat.steps, model, context, results)
+        for turn in range(repeat.rounds):
+            model, changes = self._run_all(
+                repeat.steps, model, dataclasses.replace(context, again=turn + 1 < repeat.rounds), results
+            )
             total += changes
             if not changes:
                 break
@@ -137,6 +147,8 @@ class _Run:
         elif changes:
             result.status = "applied"
             self._unchanging.clear()
+            if self._guard or not step.keeps_facts:
+                self._remembered.shapes = None
             self._operators = _count_operators(model)
         else:
             self._unchanging.add(_key(step))

@@ -23,8 +23,16 @@ if TYPE_CHECKING:
     from infconv.spec import VerifyEntry
 
 
-def tolerance_for(precision: str, entry: VerifyEntry, depth: int = 0) -> Tolerance:
-    """Return the precision's tolerance for a model of `depth` compute operators, with the user's overrides."""
+_COARSER = ("fp32", "fp16", "bf16", "int8", "int4")
+
+
+def tolerance_for(precision: str, entry: VerifyEntry, depth: int = 0, own: str = "fp32") -> Tolerance:
+    """Return the tolerance for an artifact of `precision`, with the user's overrides.
+
+    `depth` is how many compute operators follow on each other, `own` the precision that the source itself computes in:
+    two runs of a float16 model do not agree better than float16 does.
+    """
+    precision = max(precision, own, key=_COARSER.index)
     return TOLERANCES[precision].at_depth(depth).override(entry.rtol, entry.atol, entry.min_sqnr)
 
 
@@ -34,7 +42,7 @@ def verify(job: Job, entry: VerifyEntry, exported: Exported, reference: Referenc
         return Verification(None, note="not verified (--verify off)")
     samples = reference.judged(job.entry.precision)
     executed = job.exporter.execute(exported, [as_inputs(s.inputs, job) for s in samples])
-    tolerance = tolerance_for(job.entry.precision, entry, reference.depth)
+    tolerance = tolerance_for(job.entry.precision, entry, reference.depth, reference.precision)
     checks = _compare(samples, executed, tolerance)
     verification = Verification(
         passed=all(o.ok for c in checks for o in c.outputs),
@@ -180,7 +188,8 @@ class StepGuard:
     def begin(self, model: ir.Model) -> None:
         """Take `model` as what the first step starts from. Raises VerificationError when it is wrong already."""
         if not self._reference.of_this_model:
-            tolerance = tolerance_for(self._precision, self._entry, self._reference.depth)
+            reference = self._reference
+            tolerance = tolerance_for(self._precision, self._entry, reference.depth, reference.precision)
             fault = find_fault(model, self._reference.samples, tolerance)
             if fault is not None:
                 raise VerificationError(
@@ -201,7 +210,8 @@ class StepGuard:
 
     def tolerance(self, step: Pass) -> Tolerance:
         """Return by how much outputs may differ after `step`."""
-        return tolerance_for(self._precision_after(step), self._entry, self._reference.depth)
+        reference = self._reference
+        return tolerance_for(self._precision_after(step), self._entry, reference.depth, reference.precision)
 
     def _precision_after(self, step: Pass) -> str:
         return self._job.entry.precision if lowers_precision(step) else self._precision

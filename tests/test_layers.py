@@ -22,7 +22,7 @@ LAYERS = [
     {"transfer", "result", "observe", "spec", "synthetic", "reference", "publish", "steps", "run_artifact", "calibrated"},
     {"align", "reduce"},
     {"verify", "runner", "manifest", "crash", "pipeline", "limits", "api", "supervise", "schema", "starting_pipeline"}
-    | {"replay", "repro", "bisect", "bisect_models", "comparison", "metrics"},
+    | {"replay", "repro", "bisect", "bisect_models", "comparison", "metrics", "bench"},
     {"console"},
     {"commands"},
     {"cli"},

@@ -83,12 +83,20 @@ def run_session(session: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
     exotic = [*(o.type for o in session.get_outputs()), *(wanted[n] for n in feeds)]
     try:
         if not any(_NUMPY_LACKS.search(kind) for kind in exotic):
-            return dict(zip(names, session.run(names, feeds), strict=True))
+            return _readable(dict(zip(names, session.run(names, feeds), strict=True)))
         values = {name: _to_ort(value) for name, value in feeds.items()}
         results = session.run_with_ort_values(names, values)
     except Exception as error:  # as above
         raise UnsupportedError(f"ONNX Runtime cannot run the model on these inputs: {_one_line(error)}") from error
     return {name: _from_ort(value) for name, value in zip(names, results, strict=True)}
+
+
+def _readable(outputs: dict[str, Any]) -> dict[str, Any]:
+    """Return `outputs`. Raises UnsupportedError for a sparse tensor, which exists in the runtime only."""
+    for name, value in outputs.items():
+        if type(value).__name__ == "SparseTensor":
+            raise UnsupportedError(f"Output '{name}' is a sparse tensor, which cannot be compared.")
+    return outputs
 
 
 def _to_ort(value: Any) -> Any:

@@ -92,7 +92,6 @@ def _compare_one(session: Any, subject: Subject, tensors: Sequence[torch.Tensor]
     """Return how the outputs differ, None if they do not, or REFUSED when the model itself does not run on these."""
     try:
         expected = subject.run(tensors)
-        again = subject.run(tensors)
     except WorkerError:
         return REFUSED
     try:
@@ -101,21 +100,25 @@ def _compare_one(session: Any, subject: Subject, tensors: Sequence[torch.Tensor]
         return None
     except Exception as error:  # torch and the model's own code raise whatever they meet
         return f"the result does not run: {str(error).strip().splitlines()[0]}"
-    if not all(map(_same, expected, again)) and RANDOM not in subject.notes:
+    wrong = [
+        (name, problem, want.shape != got.shape, index)
+        for index, (name, want, got) in enumerate(zip(subject.output_names, expected, found, strict=True))
+        if hasattr(got, "dtype") and (problem := _difference(want, torch.from_numpy(got)))
+    ]
+    # A model that draws random numbers cannot be told from a wrong graph by one run.
+    repeated = list(map(_same, expected, subject.run(tensors))) if wrong else []
+    if not all(repeated) and RANDOM not in subject.notes:
         subject.notes.append(RANDOM)
-    for name, want, repeat, got in zip(subject.output_names, expected, again, found, strict=True):
-        problem = _difference(want, repeat, torch.from_numpy(got)) if hasattr(got, "dtype") else None
-        if problem:
-            return f"output '{name}' {problem}"
-    return None
+    certain = (f"output '{name}' {problem}" for name, problem, reshaped, i in wrong if reshaped or repeated[i])
+    return next(certain, None)
 
 
-def _difference(want: torch.Tensor, repeat: torch.Tensor, got: torch.Tensor) -> str | None:
+def _difference(want: torch.Tensor, got: torch.Tensor) -> str | None:
     if want.shape != got.shape:
         return f"has shape {list(got.shape)}, the model's has {list(want.shape)}"
     limit = RELATIVE_ERROR.get(want.dtype)
-    if limit is None or want.numel() == 0 or not _same(want, repeat):
-        return None  # integers, or a model that draws random numbers
+    if limit is None or want.numel() == 0:
+        return None  # integers
     scale = float(want.nan_to_num().abs().max()) or 1.0
     error = float((want.to(torch.float64) - got.to(torch.float64)).nan_to_num().abs().max()) / scale
     return f"is off by {error:.2g} of its largest value" if error > limit else None

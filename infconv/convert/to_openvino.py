@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -184,3 +184,9 @@ def _execution_types(path: Path) -> dict[str, int]:
 
 def _type_name(kind: str) -> str:
     return _NAMES.get(str(kind), str(kind))
+
+
+def open_ir(path: Path, names: Sequence[str]) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """Return the IR, compiled once for the CPU with the float32 hint, as a function of inputs."""
+    compiled = _core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return lambda inputs: _infer(compiled, inputs, names)

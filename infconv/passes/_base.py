@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from infconv.compare import Tolerance
     from infconv.passes._rewrite import Refusal, Rule
+    from infconv.passes._symbolic import Symbolic
     from infconv.quantize._calibration import Calibration
 
 
@@ -66,6 +67,17 @@ class Context:
     """Texts to be stored beside the artifact: suffix -> content, e.g. `precision.yaml` for `<artifact>.precision.yaml`."""
     allowance: Allowance | None = None
     """When given, what rewrites may be made and which were; None: all may."""
+    again: bool = False
+    """A pass that changes something is run again: it need not make sure itself that nothing is left to do."""
+    remembered: Remembered | None = None
+    """What passes found out about the model as it is; None: nobody takes care that it is forgotten in time."""
+
+
+@dataclasses.dataclass
+class Remembered:
+    """What holds until the model changes."""
+
+    shapes: Symbolic | None = None
 
 
 class Pass(BaseModel):
@@ -75,6 +87,8 @@ class Pass(BaseModel):
 
     needs_shapes: ClassVar[bool] = False
     """Works better (or only) after `infer-shapes`."""
+    keeps_facts: ClassVar[bool] = False
+    """Changes nothing but what the model says of its values."""
     emits: ClassVar[frozenset[str]] = frozenset()
     """Operator domains beyond the standard one that this pass may add, e.g. {"com.microsoft"}."""
 

@@ -17,12 +17,14 @@ from infconv.passes._pattern import (
     AnyOf,
     AttributePattern,
     Call,
+    CompiledPattern,
     Const,
     Literal,
     Maybe,
     OpKey,
     Out,
     Pattern,
+    Refuse,
     Rest,
     Rule,
     Shared,
@@ -119,6 +121,8 @@ def head(value: ir.Value | None) -> OpKey | None:
 def plausible(rule: Rule, inputs: Sequence[OpKey | None]) -> bool:
     """Whether operators alone do not rule out that `rule` matches a node with these `heads`."""
     for call in rule.pattern.root_calls:
+        if call.some and call.some.isdisjoint(inputs):
+            continue
         wanted = call.heads[: len(inputs)]
         orders = (inputs, inputs[::-1]) if call.commutative else (inputs,)
         if any(all(w is None or i in w for w, i in zip(wanted, order, strict=False)) for order in orders):
@@ -128,10 +132,22 @@ def plausible(rule: Rule, inputs: Sequence[OpKey | None]) -> bool:
 
 def find(rule: Rule, root: ir.Node, scope: Scope) -> Match | Refusal | None:
     """Match `rule` at `root`. When it does not match, return why if `scope.explain`, else None."""
+    if not scope.explain and not _numbers_fit(rule.pattern, root):
+        return None
     attempt = _Attempt(rule, root, scope)
     if attempt.solve((rule.pattern.roots[0], root.outputs[0], None)) or not scope.explain:
         return attempt.found
     return Refusal(rule.name, label(root), attempt.reason, attempt.deepest)
+
+
+def _numbers_fit(pattern: CompiledPattern, root: ir.Node) -> bool:
+    """Whether the inputs of `root` have the numbers that the pattern has there: most attempts end here."""
+    for index, literal in pattern.numbers:
+        inputs = root.inputs if index is None else root.inputs[index : index + 1]
+        found = [tensor for value in inputs if (tensor := _values.tensor(value)) is not None]
+        if not any(_values.equals(tensor, literal.value, literal.rtol, literal.uniform) for tensor in found):
+            return False
+    return True
 
 
 def label(node: ir.Node) -> str:
@@ -284,6 +300,8 @@ class _Attempt:
     def call(self, call: Call, node: ir.Node, rest: Goals) -> Sequence[Goals]:
         if len(node.outputs) < call.outputs:
             return self.fail("{} has only {} outputs", node, len(node.outputs))
+        if call.some and call.some.isdisjoint(heads(node)):
+            return self.fail("no input of {} comes from " + "|".join(sorted(key[1] for key in call.some if key)), node)
         if not self.attributes(call, node):
             return _NONE
         self.bound[call] = node
@@ -377,7 +395,7 @@ class _Attempt:
         pattern = self.rule.pattern
         bindings = {name: self.bound.get(var) for name, var in pattern.variables.items()}
         match = Match(self.root, nodes, outputs, bindings, self.scope.opset)
-        reason = self.rule.when(match) if self.rule.when is not None else None
+        reason = _refusal(self.rule, match)
         if reason is not None:
             self.fail("{}", reason)
             return False
@@ -454,6 +472,14 @@ _STEPS: dict[type[Pattern], Callable[[_Attempt, Any, ir.Value | None, Goals], Se
     Shared: _Attempt.shared,
     Out: _Attempt.out,
 }
+
+
+def _refusal(rule: Rule, match: Match) -> str | None:
+    """Return why the rule's condition does not hold."""
+    try:
+        return rule.when(match) if rule.when is not None else None
+    except Refuse as refusal:
+        return str(refusal)
 
 
 def opset_refusal(rule: Rule, opset: int) -> str:

@@ -3,7 +3,8 @@
 Nodes are visited from the outputs towards the inputs, so that of overlapping patterns the one that ends last wins; at
 one node the rules are tried in the order in which they are written. After a rewrite only its neighbourhood is visited
 again. When nothing is left to visit, one more sweep over the whole graph confirms the fixpoint (a condition may depend
-on more than the neighbourhood), which also yields the final reasons of what did not apply.
+on more than the neighbourhood), which also yields the final reasons of what did not apply; where the pass itself is
+repeated until nothing changes, that is the confirmation.
 """
 
 from __future__ import annotations
@@ -77,6 +78,11 @@ class RewriteContext(Protocol):
         """Which rewrites may be made; None: all."""
         ...
 
+    @property
+    def again(self) -> bool:
+        """Whether the rules are applied again if they apply now."""
+        ...
+
 
 def rewrite(model: ir.Model, rules: Sequence[Rule], context: RewriteContext) -> int:
     """Apply `rules` everywhere in `model`, in place, until none applies; return the number of rewrites.
@@ -93,7 +99,7 @@ def rewrite(model: ir.Model, rules: Sequence[Rule], context: RewriteContext) -> 
         # Functions have no initializers, and before IR version 4 an initializer had to be an input as well.
         initializers = graph is model.graph and (model.ir_version or 4) >= 4
         rewriter = _Rewriter(graph, rules, scope, names, initializers, context.allowance)
-        changes += rewriter.run()
+        changes += rewriter.run(confirm=not context.again or context.why is not None)
         why += rewriter.refusals.values()
     if context.why is not None:
         context.why.extend(why[:_MAX_REFUSALS])
@@ -127,8 +133,8 @@ class _Rewriter:
         self.outputs = _GraphOutputs()
         self.order = _Order(graph)
 
-    def run(self) -> int:
-        """Sweep until a sweep changes nothing; return the number of rewrites."""
+    def run(self, *, confirm: bool) -> int:
+        """Sweep until a sweep changes nothing, or once without `confirm`; return the number of rewrites."""
         changes, before = 0, -1
         while self.rules and changes != before:
             before = changes
@@ -142,6 +148,8 @@ class _Rewriter:
                     changes += self.visit(self.dequeue())
             finally:
                 self.remove_dead()
+            if not confirm:
+                break
         return changes
 
     # --- the queue -------------------------------------------------------------------------------------------------

@@ -17,6 +17,8 @@ from infconv.passes._moves import axes_of, from_front, integer, sizes
 from infconv.passes._pattern import Refuse
 from infconv.passes._rewrite import Rule
 
+_REPEATING = ("Expand", "Tile", "Unsqueeze", "Reshape")
+
 
 def _unexpanded(op: Builder, operands: tuple[ir.Value, ...], node: ir.Node) -> ir.Value:
     """Give `node` what its operands were before they were repeated, where it repeats them itself."""
@@ -35,7 +37,7 @@ def _unexpanded(op: Builder, operands: tuple[ir.Value, ...], node: ir.Node) -> i
 def _before_expansion(value: ir.Value, node: ir.Node) -> ir.Value | None:
     """Return what was repeated; a reshape counts only where it goes then: patterns look for one value, not for two."""
     producer = value.producer()
-    if producer is None or producer.domain or producer.op_type not in ("Expand", "Tile", "Unsqueeze", "Reshape"):
+    if producer is None or producer.domain or producer.op_type not in _REPEATING:
         return None
     if producer.op_type in ("Unsqueeze", "Reshape") and (
         value.is_graph_output() or _values.use_count(value) > sum(other is value for other in node.inputs)
@@ -118,7 +120,7 @@ def _ones_between(longer: Dims, shorter: Dims) -> list[int]:
 RULES: Sequence[Rule] = (
     Rule(
         match=lambda op, operands, node: op.any(*BROADCASTING, "PRelu", "MatMul")(
-            op.rest(operands), _attrs=..., _node=node
+            op.rest(operands), _attrs=..., _node=node, _some=_REPEATING
         ),
         build=_unexpanded,
         since_opset=8,

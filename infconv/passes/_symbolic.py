@@ -13,8 +13,9 @@ import numpy as np
 import onnx_ir as ir
 
 from infconv.passes import _contents, _dims, _shapes_move, _shapes_nn, _shapes_plain
+from infconv.passes._base import Context, Remembered
 from infconv.passes._dims import Dim, Dims, Expr
-from infconv.passes._graphs import subgraphs
+from infconv.passes._graphs import standard_opset, subgraphs
 from infconv.passes._op import INTEGERS, Content, DTypeRule, Facts, Op, Row, Unknown
 
 RULES: dict[str, Row] = {**_shapes_plain.RULES, **_shapes_move.RULES, **_shapes_nn.RULES}
@@ -30,6 +31,14 @@ Hint = tuple[int | str | None, ...]
 def has_rule(node: ir.Node) -> bool:
     """Return whether the shapes of the node's outputs follow from a rule here, rather than from what is declared."""
     return bool(node.domain) or node.op_type in RULES or node.op_type in ("If", "Loop", "Scan")
+
+
+def symbolic_facts(model: ir.Model, context: Context) -> Symbolic:
+    """Return the facts about the main graph, perhaps remembered from the last pass that asked."""
+    kept = context.remembered or Remembered()
+    if kept.shapes is None:
+        kept.shapes = Symbolic(model.graph, standard_opset(model.opset_imports) or 0).run()
+    return kept.shapes
 
 
 class Symbolic:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from infconv.passes._match import Match
 
 _REAL = frozenset(dtype for dtype in ir.DataType if dtype.is_floating_point() or dtype.is_integer())
+_ONE_NUMBER = "infconv.one_number"
 _UNIFORM_LIMIT = 1 << 20
 """A constant of more elements is not searched for being full of one number."""
 
@@ -73,21 +74,37 @@ def equals(found: ir.TensorProtocol, wanted: np.ndarray, rtol: float, uniform: b
 
     A 0-d `wanted` also equals a tensor of one element, and with `uniform` one that is full of it.
     """
-    if not (is_real(found.dtype) or found.dtype == ir.DataType.BOOL):
-        return False
-    size = found.size
     if wanted.ndim:
-        if found.shape.dims != wanted.shape:
+        if found.shape.dims != wanted.shape or not (is_real(found.dtype) or found.dtype == ir.DataType.BOOL):
             return False
-    elif size != 1 and not (uniform and 0 < size <= _UNIFORM_LIMIT):
+        array = found.numpy()
+        close = np.abs(array.astype(np.float64) - wanted) <= rtol * np.abs(wanted)
+        rounded = found.dtype.is_floating_point() and (close | (array == wanted.astype(array.dtype))).all()
+        return bool(close.all() or rounded)
+    number = _one_number(found)
+    if number is None or not (uniform or found.size == 1):
         return False
+    aim = float(wanted)
+    if abs(number - aim) <= rtol * abs(aim):
+        return True
+    near = found.dtype.is_floating_point() and abs(number - aim) <= 0.5 * abs(aim)  # 4-bit floats round that much
+    return near and number == float(wanted.astype(found.dtype.numpy()))
+
+
+def _one_number(found: ir.TensorProtocol) -> float | None:
+    """Return the number that all elements are. The answer is kept: every rule with a number in it asks."""
+    if _ONE_NUMBER not in found.meta:
+        found.meta[_ONE_NUMBER] = _find_one_number(found)
+    return found.meta[_ONE_NUMBER]
+
+
+def _find_one_number(found: ir.TensorProtocol) -> float | None:
+    if not 0 < found.size <= _UNIFORM_LIMIT or not (is_real(found.dtype) or found.dtype == ir.DataType.BOOL):
+        return None
     array = found.numpy()
-    if size > 1 and not wanted.ndim and array.flat[0] != array.flat[-1]:
-        return False  # the usual case of a bias or a weight, without looking at all of it
-    close = np.abs(array.astype(np.float64) - wanted) <= rtol * np.abs(wanted)
-    return bool(close.all()) or (
-        found.dtype.is_floating_point() and bool((close | (array == wanted.astype(array.dtype))).all())
-    )
+    first = array.flat[0]
+    # The usual bias or weight is told by its ends, without looking at all of it.
+    return float(first) if first == array.flat[-1] and (array == first).all() else None
 
 
 def is_real(dtype: ir.DataType | None) -> bool:

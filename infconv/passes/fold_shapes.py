@@ -14,7 +14,7 @@ from infconv.passes._graphs import standard_opset, with_subgraphs
 from infconv.passes._match import Refusal
 from infconv.passes._op import Op, Unknown, constant_tensor
 from infconv.passes._shapes_move import reshaped, slice_ranges
-from infconv.passes._symbolic import Symbolic
+from infconv.passes._symbolic import Symbolic, symbolic_facts
 
 _TO_END = (1 << 63) - 1
 
@@ -37,7 +37,7 @@ class FoldShapes(Pass):
         opset = standard_opset(model.opset_imports) or 0
         if opset < (9 if needs_nodes(model) else 5):
             return 0  # Reshape had no shape operand, or Constant no integers
-        facts = Symbolic(model.graph, opset).run()
+        facts = symbolic_facts(model, context)
         folding = _Folding(model, opset, facts, self.nonempty, context.why)
         changes = 0
         for graph in with_subgraphs(model.graph):

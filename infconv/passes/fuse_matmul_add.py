@@ -39,7 +39,7 @@ def _is_swap(perm: Sequence[int] | None) -> bool:
 def _transposed(op: Builder, a: ir.Value, b: ir.Value, node: ir.Node, ta: ir.Node | None, tb: ir.Node | None) -> Any:
     """Make a Gemm like `node` with the operands that Transposes `ta` and `tb` read."""
     if ta is None and tb is None:
-        raise Refuse("no operand is transposed")
+        raise Refuse("the operand is transposed otherwise")
     rest = {name: attribute for name, attribute in node.attributes.items() if name not in ("transA", "transB")}
     flags = _flag(node, "transA", ta), _flag(node, "transB", tb)
     return op.Gemm(a, b, *node.inputs[2:], _attrs=rest, transA=flags[0], transB=flags[1])
@@ -86,7 +86,7 @@ class FuseMatmulAdd(RewritePass):
         Rule(
             name="transpose-gemm",
             match=lambda op, a, b, c, node, ta, tb: op.Gemm(
-                *_operands(op, a, b, ta, tb), op.optional(c), _attrs=..., _node=node
+                *_operands(op, a, b, ta, tb), op.optional(c), _attrs=..., _node=node, _some=("Transpose",)
             ),
             build=_transposed,
             when=all_of(is_float, _matrices),
@@ -94,7 +94,9 @@ class FuseMatmulAdd(RewritePass):
         ),
         Rule(
             name="transpose-matmul",
-            match=lambda op, a, b, node, ta, tb: op.MatMul(*_operands(op, a, b, ta, tb), _node=node),
+            match=lambda op, a, b, node, ta, tb: op.MatMul(
+                *_operands(op, a, b, ta, tb), _node=node, _some=("Transpose",)
+            ),
             build=_transposed,
             when=all_of(is_float, _matrices),
             since_opset=11,

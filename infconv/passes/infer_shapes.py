@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 import onnx_ir as ir
 
@@ -10,7 +11,7 @@ from infconv.passes import _dims, _native
 from infconv.passes._base import Context, Pass
 from infconv.passes._dims import Dims
 from infconv.passes._graphs import standard_opset, with_subgraphs
-from infconv.passes._symbolic import Hint, Symbolic, has_rule
+from infconv.passes._symbolic import Hint, Symbolic, has_rule, symbolic_facts
 
 
 class InferShapes(Pass):
@@ -22,17 +23,22 @@ class InferShapes(Pass):
     what the operators say, as many files carry stale ones.
     """
 
+    keeps_facts: ClassVar[bool] = True
+
     def run(self, model: ir.Model, context: Context) -> int:
         """Return the number of values whose type or shape is now known better."""
         opset = standard_opset(model.opset_imports) or 0
-        facts = Symbolic(model.graph, opset).run()
+        facts = symbolic_facts(model, context)
         typed: set[ir.Value] = set()
         if any(_may_know(node, model, facts) for graph in with_subgraphs(model.graph) for node in graph):
             wanted = [value for value in _inner_values(model) if _is_unknown(value, facts)]
             types = _native.infer(model, facts, wanted, context.notes)
             hints = {value: hint for value, payload in types.items() if (hint := _hint(payload)) is not None}
             typed = {value for value, payload in types.items() if _set_type(value, facts, payload)}
-            facts = Symbolic(model.graph, opset, hints).run() if types else facts
+            if types:
+                facts = Symbolic(model.graph, opset, hints).run()
+                if context.remembered is not None:
+                    context.remembered.shapes = facts
         _note_contradictions(facts, context)
         # what a body declares, runtimes hold the outer graph to
         fixed = {value for graph in with_subgraphs(model.graph) for value in (*graph.inputs, *graph.outputs)}
@@ -127,3 +133,4 @@ def _note_contradictions(facts: Symbolic, context: Context) -> None:
             f"{len(wrong)} declared shapes contradict the operators: "
             f"'{value.name}' is declared {value.shape}, but is [{derived}]."
         )
+        facts.contradictions.clear()  # they are about to be corrected

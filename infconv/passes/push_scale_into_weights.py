@@ -14,6 +14,7 @@ from infconv.passes._rewrite import Refuse, Rule, constant, rank, use_count
 from infconv.passes._weights import LINEAR, Linear, affine, linear, per_channel, rebuilt, rounded
 
 _MOVES = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+_ON_THE_WAY = (*LINEAR, *sorted(_MOVES), "Add")
 _MAX_STEPS = 8
 
 Path: TypeAlias = list[tuple[ir.Node, int]]
@@ -105,7 +106,8 @@ class PushScaleIntoWeights(RewritePass):
         Rule(
             name="scale-of-linear",
             match=lambda op, y, c, root: op.any_of(
-                op.Mul(y, op.const(c), _node=root), op.Div(y, op.const(c), _node=root)
+                op.Mul(y, op.const(c), _node=root, _some=_ON_THE_WAY),
+                op.Div(y, op.const(c), _node=root, _some=_ON_THE_WAY),
             ),
             build=_push,
             since_opset=7,

@@ -28,13 +28,9 @@ def _by_parameters(name: str) -> Rule:
     def match(op: PatternBuilder, x: Any, others: Any, node: Any) -> Pattern:
         return op.any(name)(x, op.rest(others), _attrs=..., _node=node)
 
-    def build(op: Builder, match: Match) -> ir.Value:
-        reason = CHECKS[name](match["node"], match.opset)
-        if reason is not None:
-            raise Refuse(reason)
-        return match.value("x")
-
-    return Rule(match=match, build=build, name=name)
+    return Rule(
+        match=match, build=lambda op, x: x, when=lambda match: CHECKS[name](match["node"], match.opset), name=name
+    )
 
 
 def _neutral(name: str, number: float | bool) -> Rule:

@@ -44,7 +44,7 @@ def test_the_scale_of_scores_goes_into_one_of_the_factors() -> None:
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        ("m = MatMul (X, w) r = Relu (m) Y = Mul (r, c)", "does not come from a linear operator"),
+        ("m = MatMul (X, w) r = Relu (m) Y = Mul (r, c)", "no input of Mul 'Y' comes from Add|Conv"),
         ("t = Transpose <perm = [0, 1]> (X) Y = Mul (t, c)", "does not come from a linear operator"),
         ("m = MatMul (X, w) t = Identity (m) Y = Mul (t, v)", "'v' is not one number"),
         ("m = MatMul (X, w) t = Identity (m) s = Mul (t, c) Y = Add (s, m)", "does not come from a linear operator"),
