@@ -69,6 +69,8 @@ class ConvertOptions(TypedDict, total=False):
     """Options of the exporter, e.g. {"compute_capability": "sm89"}."""
     frontend: str | None
     """Overrides the recognised frontend."""
+    layout: Literal["keep", "nchw", "nhwc"]
+    """Where images at the artifact's inputs and outputs have their channels."""
     weights: PathLike | None
     """State dict or safetensors of a `module:factory` source."""
     source_options: Mapping[str, Any] | None

@@ -169,9 +169,7 @@ def _with_precision(steps: tuple[Pass | Repeat, ...], entry: TargetEntry) -> tup
     return tuple(told(step) for step in steps) if asked else steps
 
 
-def _with_opset(
-    steps: tuple[Pass | Repeat, ...], opset: int | None, exporter: Exporter
-) -> tuple[Pass | Repeat, ...]:
+def _with_opset(steps: tuple[Pass | Repeat, ...], opset: int | None, exporter: Exporter) -> tuple[Pass | Repeat, ...]:
     """Follow the steps by a conversion to the opset that the user asked for."""
     if opset is None:
         return steps
@@ -231,9 +229,7 @@ def _reference(spec: PipelineSpec, source: Source, watch: Observers) -> Referenc
         return None
     with watch.stage("run the source on samples"):
         model = load_source(spec, source)
-        return make_reference(
-            source, model, spec.source.dim_ranges(), spec.sample, spec.seed, spec.verify.edge_cases
-        )
+        return make_reference(source, model, spec.source.dim_ranges(), spec.sample, spec.seed, spec.verify.edge_cases)
 
 
 def _calibrated(
@@ -258,7 +254,8 @@ def load_source(spec: PipelineSpec, source: Source) -> ir.Model:
     from infconv.model import load
 
     model = load(source.model_path)
-    apply_inputs(model, spec.source.input_specs(), spec.source.dim_ranges())
+    if not source.inputs_applied:
+        apply_inputs(model, spec.source.input_specs(), spec.source.dim_ranges())
     return model
 
 

@@ -93,6 +93,8 @@ class SourceEntry(_Strict):
     """Input name -> dims, e.g. `pixel_values: [batch, 3, 224, 224]`."""
     dims: dict[str, DimEntry] = {}
     """Dynamic dimension -> its sizes, e.g. `batch: {min: 1, opt: 8, max: 32}`."""
+    layout: Literal["keep", "nchw", "nhwc"] = "keep"
+    """Where images at the artifact's inputs and outputs have their channels; `inputs` are as the source has them."""
     weights: str | None = None
     """State dict or safetensors of a `module:factory` source."""
     trust_pickle: bool = False

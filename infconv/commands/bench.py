@@ -30,10 +30,10 @@ def bench(
     def command() -> None:
         from infconv.bench import Settings
         from infconv.bench import bench as measure
-        from infconv.commands import _parse
+        from infconv import texts
         from infconv.convert._base import DimRange
 
-        ranges = {name: DimRange(**sizes) for name, sizes in _parse.dims(dim or []).items()}
+        ranges = {name: DimRange(**sizes) for name, sizes in texts.dims(dim or []).items()}
         settings = Settings(runs=runs, warmup=warmup, threads=threads, seed=seed)
         _print(measure(models, inputs=inputs, dims=ranges, settings=settings), json)
 

@@ -70,6 +70,10 @@ def convert(
         typer.Option("--option", help="An exporter's option, e.g. compute_capability=sm89. Repeatable."),
     ] = None,
     frontend: Annotated[str | None, typer.Option(help="Overrides the recognised frontend.")] = None,
+    layout: Annotated[
+        Literal["keep", "nchw", "nhwc"],
+        typer.Option(help="Where images at inputs and outputs have their channels; --input is as the source has it."),
+    ] = "keep",
     weights: Annotated[str | None, typer.Option(help="State dict or safetensors for module:factory.")] = None,
     source_option: Annotated[
         list[str] | None,
@@ -126,6 +130,7 @@ def convert(
                 precision_plan=precision_plan,
                 options=_parse.exporter_options(option or []),
                 frontend=frontend,
+                layout=layout,
                 weights=weights,
                 source_options=_parse.exporter_options(source_option or [], "--source-option"),
                 trust_pickle=trust_pickle,

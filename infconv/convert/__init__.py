@@ -94,7 +94,16 @@ def open_source(spec: PipelineSpec, workdir: Path) -> Source:
     frontend = registry.get("frontend", name)
     _refuse_useless(spec, frontend, format)
     python = choose_interpreter(name, frontend.requires, spec.source.python, spec.source.env)
-    return frontend().open(_request(spec, format, python), workdir)
+    source = frontend().open(_request(spec, format, python), workdir)
+    if spec.source.layout == "keep":
+        return source
+    from infconv.convert._layout import InLayout
+
+    try:
+        return InLayout(source, spec.source.layout, spec, workdir)
+    except BaseException:
+        source.close()
+        raise
 
 
 def _refuse_useless(spec: PipelineSpec, frontend: type[Frontend], format: str) -> None:

@@ -98,6 +98,9 @@ class Source(ABC):
     value_limits: Mapping[str, int] = {}
     """Input name -> its integers stay below this (the size of a vocabulary), where the framework knows it."""
 
+    inputs_applied: ClassVar[bool] = False
+    """Whether the ONNX form already has what the user said about the inputs' dims."""
+
     @abstractmethod
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Run the *original* model and return its outputs by the ONNX output names, in order.

@@ -36,9 +36,7 @@ def run_or_errors(
     path: str | os.PathLike[str], samples: Sequence[Mapping[str, Any]], *, optimize: bool, timeout: float | None = None
 ) -> tuple[str, list[dict[str, Any] | InfconvError]]:
     """Do as `run_samples`, with the error of a sample that the model does not accept in its place in the list."""
-    return isolate.call(
-        lambda: run_here(path, samples, optimize=optimize), what=f"Running '{path}'", timeout=timeout
-    )
+    return isolate.call(lambda: run_here(path, samples, optimize=optimize), what=f"Running '{path}'", timeout=timeout)
 
 
 def run_here(

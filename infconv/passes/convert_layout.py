@@ -44,28 +44,44 @@ class ConvertLayout(Pass):
 
     def run(self, model: ir.Model, context: Context) -> int:
         """Return the number of inputs and outputs that changed."""
-        graph, names, changes = model.graph, Names(model), 0
-        opset = model.opset_imports.get("", 0)
-        producers = _layouts_backward(graph, opset) if self.outputs != "keep" else {}
-        for value in list(graph.inputs) if self.inputs != "keep" else ():
-            if value.is_initializer() or value.is_graph_output() or not _is_image(value):
-                continue
-            found = _layout_forward(value, opset)
-            if found is None:
-                context.notes.append(f"Input '{value.name}' keeps its layout: it reaches no operator that tells which.")
-            elif found != self.inputs:
-                _convert_input(graph, value, _perm(found, _values.rank(value) or 0), names)
-                changes += 1
+        graph, names = model.graph, Names(model)
+        perms = permutations(model, inputs=self.inputs, outputs=self.outputs, notes=context.notes)
+        for value in list(graph.inputs):
+            if value.name in perms:
+                _convert_input(graph, value, perms[value.name], names)
         for index, value in enumerate(list(graph.outputs)):
-            if self.outputs == "keep" or not _is_image(value):
-                continue
-            found = producers.get(value)
-            if found is None:
-                context.notes.append(f"Output '{value.name}' keeps its layout: no operator before it tells which.")
-            elif found != self.outputs:
-                _convert_output(graph, index, _perm(found, _values.rank(value) or 0), names)
-                changes += 1
-        return changes
+            if value.name in perms:
+                _convert_output(graph, index, perms[value.name], names)
+        return len(perms)
+
+
+def permutations(
+    model: ir.Model, *, inputs: Layout | Literal["keep"], outputs: Layout | Literal["keep"], notes: list[str]
+) -> dict[str, Perm]:
+    """Return how the inputs and outputs that are in the other layout have to be transposed, by name.
+
+    `notes` gets a sentence for each image of which nothing tells the layout.
+    """
+    graph, opset = model.graph, model.opset_imports.get("", 0)
+    found: dict[str, Perm] = {}
+    for value in graph.inputs if inputs != "keep" else ():
+        if value.is_initializer() or value.is_graph_output() or not _is_image(value):
+            continue
+        layout = _layout_forward(value, opset)
+        if layout is None:
+            notes.append(f"Input '{value.name}' keeps its layout: it reaches no operator that tells which.")
+        elif layout != inputs:
+            found[value.name or ""] = _perm(layout, _values.rank(value) or 0)
+    producers = _layouts_backward(graph, opset) if outputs != "keep" else {}
+    for value in graph.outputs if outputs != "keep" else ():
+        if not _is_image(value) or value.is_graph_input():
+            continue
+        layout = producers.get(value)
+        if layout is None:
+            notes.append(f"Output '{value.name}' keeps its layout: no operator before it tells which.")
+        elif layout != outputs:
+            found[value.name or ""] = _perm(layout, _values.rank(value) or 0)
+    return found
 
 
 def _is_image(value: ir.Value) -> bool:
