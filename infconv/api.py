@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 from infconv import texts
 from infconv.errors import UsageError, did_you_mean
 from infconv.options import ConvertOptions, Dims, PathLike, Sizes
-from infconv.spec import PipelineSpec, StepItem, load_spec, parse_options
+from infconv.spec import PipelineSpec, StepItem, parse_options
 
 if TYPE_CHECKING:
     import onnx
@@ -63,6 +64,7 @@ def make_spec(
     seed: int = 0,
     timeout: float | str | None = None,
     memory_limit: int | str | None = None,
+    report: PathLike | Sequence[PathLike] = (),
 ) -> PipelineSpec:
     """Return the pipeline that these options mean. Raises UsageError when they contradict each other."""
     targets = [target] if isinstance(target, str) else list(target)
@@ -114,6 +116,7 @@ def make_spec(
         "seed": seed,
         "timeout": timeout,
         "memory_limit": memory_limit,
+        "reports": [os.fspath(path) for path in ([report] if isinstance(report, str | os.PathLike) else report)],
     }
     return parse_options(data)
 
@@ -159,13 +162,13 @@ def convert(source: PathLike, *, observers: Sequence[Observer] = (), **options: 
     Raises an InfconvError: the first failure, when several targets were asked for (what was made stays). Raises
     TypeError for an unknown option.
     """
-    from infconv.limits import execute_limited
+    from infconv.runs import execute_and_report
 
     known = inspect.signature(make_spec).parameters
     for name in options:
         if name not in known:
             raise TypeError(f"infconv.convert() has no option '{name}'. {did_you_mean(name, known)}")
-    result = execute_limited(make_spec(source, **options), observers)
+    result = execute_and_report([make_spec(source, **options)], os.fspath(source), observers)
     if result.error:
         raise result.error
     return result
@@ -181,11 +184,28 @@ def _full_signature() -> inspect.Signature:
 convert.__signature__ = _full_signature()  # pyright: ignore[reportFunctionMemberAccess]
 
 
-def run(pipeline: PathLike, *, observers: Sequence[Observer] = ()) -> Result:
-    """Run a pipeline file. Raises an InfconvError as `convert` does."""
-    from infconv.limits import execute_limited
+def run(
+    pipeline: PathLike,
+    *,
+    set: Mapping[str, Any] | Sequence[str] = (),
+    only: str | Sequence[str] = (),
+    report: PathLike | Sequence[PathLike] = (),
+    update_baseline: bool = False,
+    observers: Sequence[Observer] = (),
+) -> Result:
+    """Run a pipeline file; the options are the command line's. Raises an InfconvError as `convert` does.
 
-    result = execute_limited(load_spec(os.fspath(pipeline)), observers)
+    `set` is {"targets.0.precision": "fp16"} or ["targets.0.precision=fp16"].
+    """
+    from infconv.run_file import load_run
+    from infconv.runs import execute_and_report, select
+
+    reports = [texts.report(os.fspath(p)) for p in ([report] if isinstance(report, str | os.PathLike) else report)]
+    overrides = [f"{key}={json.dumps(value)}" for key, value in set.items()] if isinstance(set, Mapping) else set
+    specs = select(load_run(os.fspath(pipeline), overrides), [only] if isinstance(only, str) else only)
+    result = execute_and_report(
+        specs, os.fspath(pipeline), observers, reports=reports, update_baseline=update_baseline
+    )
     if result.error:
         raise result.error
     return result

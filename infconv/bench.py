@@ -8,6 +8,7 @@ bootstrap interval (B. Efron, "Bootstrap methods", 1979).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import time
@@ -44,6 +45,9 @@ class BenchRow:
     """The median."""
     latency_ms_p10: float
     latency_ms_p90: float
+    latency_ms_low: float
+    latency_ms_high: float
+    """The 95 % interval of the median."""
     throughput: float
     """Samples per second: the size of the first dimension of the first input, over the median latency."""
     memory_mb: float
@@ -167,6 +171,9 @@ class _Worker:
         return answer
 
     def close(self) -> None:
+        # Closing the pipe would not end the process: it, and those started later, hold copies of this end.
+        with contextlib.suppress(OSError):
+            self._pipe.send("end")
         self._pipe.close()
         self._process.join(5)
         if self._process.is_alive():
@@ -181,8 +188,8 @@ def _serve(path: str, feeds: dict[str, Any], threads: int | None, pipe: Connecti
         runtime, call = (_in_openvino if path.endswith(".xml") else _in_onnxruntime)(path, feeds, threads)
         call()
         pipe.send((runtime, time.perf_counter() - start))
-        while True:
-            if pipe.recv() == "memory":
+        while (request := pipe.recv()) != "end":
+            if request == "memory":
                 pipe.send(max(0.0, _peak_mb() - before))
             else:
                 pipe.send(_seconds(call))
@@ -281,7 +288,7 @@ def _row(worker: _Worker, times: np.ndarray, index: int, feeds: Mapping[str, Any
     ratio, low, high = ratio_interval(times[:, index], times[:, 0])
     first = np.asarray(next(iter(feeds.values()))) if feeds else np.zeros(1)
     samples = first.shape[0] if first.ndim else 1
-    median = float(np.median(mine))
+    median, least, most = ratio_interval(mine, np.ones(len(mine)))
     return BenchRow(
         path=worker.path,
         runtime=worker.runtime,
@@ -290,6 +297,8 @@ def _row(worker: _Worker, times: np.ndarray, index: int, feeds: Mapping[str, Any
         latency_ms=median,
         latency_ms_p10=float(np.percentile(mine, 10)),
         latency_ms_p90=float(np.percentile(mine, 90)),
+        latency_ms_low=least,
+        latency_ms_high=most,
         throughput=1e3 * samples / median,
         memory_mb=worker.memory(),
         ratio=ratio,

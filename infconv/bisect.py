@@ -80,6 +80,7 @@ def bisect(spec: PipelineSpec, folder: Path, observers: Sequence[Observer] = ())
     from infconv.convert import open_source
 
     watch = Observers(observers)
+    repro.check_folder(folder)
     jobs = plan(spec)
     with tempfile.TemporaryDirectory(prefix="infconv-") as workdir:
         with watch.stage("open the source"):

@@ -29,6 +29,7 @@ def bisect_models(
     Both are run as they are written, without a runtime's optimizations. Raises UnsupportedError for what has no ONNX
     graph, SourceError when one of them cannot be read.
     """
+    repro.check_folder(folder)
     with (
         tempfile.TemporaryDirectory(prefix="infconv-") as workdir,
         open_runnable(a, Path(workdir) / "a") as first,

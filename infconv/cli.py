@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from infconv.commands import bench, bisect, compare, convert, diff, env, listing, start
+from infconv.commands import bench, bisect, compare, convert, diff, env, listing, manifest, run, start
 from infconv.commands._base import guarded
 from infconv.errors import InfconvError, UsageError, did_you_mean
 
@@ -43,13 +43,14 @@ def main_options(version: Annotated[bool, typer.Option("--version", help="Print 
 
 for command in (
     convert.convert,
-    convert.run,
+    run.run,
     compare.compare,
     bisect.bisect,
     diff.diff,
     start.init,
     start.schema,
     bench.bench,
+    manifest.verify_manifest,
     listing.inspect,
     listing.passes,
     listing.targets,

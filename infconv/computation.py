@@ -54,8 +54,11 @@ class Digester:
         return _hash("outputs", *(known.get(value) or _hash("outer", value.name or "") for value in graph.outputs))
 
     def _node(self, node: ir.Node, known: dict[ir.Value, bytes], versions: Mapping[str, int], depth: int) -> None:
-        if node.op_type == "Constant" and not node.domain and "value" in node.attributes:
-            known[node.outputs[0]] = self.tensor(node.attributes["value"].as_tensor())
+        from infconv.passes._op import constant_tensor
+
+        value = constant_tensor(node.outputs[0]) if node.op_type == "Constant" and not node.domain else None
+        if value is not None:
+            known[node.outputs[0]] = self.tensor(value)
             return
         inputs = [
             b"" if value is None else known.get(value) or _hash("free", value.name or "") for value in node.inputs

@@ -96,11 +96,19 @@ def _run_child(function: Callable[[], Any], writer: int, memory_limit: int | Non
         except BaseException as error:
             outcome = (False, _portable(error))
         with os.fdopen(writer, "wb") as stream:
-            pickle.dump(outcome, stream, protocol=5)
+            stream.write(_pickled(outcome))
     except BaseException:
         code = 70
     finally:
         os._exit(code)
+
+
+def _pickled(outcome: tuple[bool, Any]) -> bytes:
+    """Return `outcome` as bytes, whole or not at all: the parent cannot tell a part from a crash."""
+    try:
+        return pickle.dumps(outcome, protocol=5)
+    except Exception as error:  # pickling runs the objects' own code, which raises what it likes
+        return pickle.dumps((False, TypeError(f"the result cannot be sent back: {error}")), protocol=5)
 
 
 def _portable(error: BaseException) -> BaseException:

@@ -17,20 +17,22 @@ if TYPE_CHECKING:
     from infconv.spec import PipelineSpec
 
 
-def execute_limited(spec: PipelineSpec, observers: Sequence[Observer] = ()) -> Result:
+def execute_limited(
+    spec: PipelineSpec, observers: Sequence[Observer] = (), *, update_baseline: bool = False
+) -> Result:
     """Run `spec` as `execute` does; with a time-out or a memory limit in a child, which leaves nothing when it ends.
 
     Raises ResourceError at a limit.
     """
     if spec.timeout is None and spec.memory_limit is None:
-        return execute(spec, observers)
+        return execute(spec, observers, update_baseline=update_baseline)
     if not isolate.CAN_FORK:
         raise UnsupportedError("--timeout and --memory-limit work on Linux only.", "Leave them out.")
     with session() as folder:
 
         def run() -> Result:
             tempfile.tempdir = str(folder)  # in the child: what it leaves when it is killed goes with the session
-            return execute(spec, observers)
+            return execute(spec, observers, update_baseline=update_baseline)
 
         try:
             return isolate.call(run, what="The conversion", timeout=spec.timeout, memory_limit=spec.memory_limit)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import platform
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
+from infconv.errors import SourceError
 from infconv.plain import plain
 from infconv.publish import digest
 from infconv.steps import Repeat, as_items
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from infconv.result import Artifact
     from infconv.spec import PipelineSpec
 
+_SUFFIX = ".infconv.json"
 _LIBRARIES = ("infconv", "onnx", "onnx-ir", "onnxruntime", "numpy")
 
 
@@ -39,7 +42,7 @@ def write_manifest(
         "versions": {**library_versions(), **source.versions},
         "pipeline": resolved,
         "frontend": {"attempts": list(source.attempts), "producer": source.producer, "log": list(source.log)},
-        **plain(artifact),
+        **{key: value for key, value in plain(artifact).items() if key != "source"},
     }
     path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
@@ -68,3 +71,51 @@ def _source_digests(source: str, files: Sequence[Path]) -> dict[str, Any]:
     if path.is_dir():
         return {str(f.relative_to(path)): digest(f) for f in sorted(path.rglob("*")) if f.is_file()}
     return {}
+
+
+# --- what a manifest says of files that are there ----------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class FileCheck:
+    """A file that a manifest names: the artifact, its weights, or what the steps left beside it."""
+
+    path: str
+    status: Literal["ok", "changed", "missing"]
+    sha256: str = ""
+    """What it is now."""
+
+
+def manifest_of(artifact: str) -> Path:
+    """Return the manifest beside an artifact, which may be named itself."""
+    return Path(artifact if artifact.endswith(_SUFFIX) else artifact + _SUFFIX)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Return what a manifest says. Raises SourceError when it is missing or not one."""
+    try:
+        document: Any = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SourceError(f"There is no manifest '{path}'.", "It is written beside each artifact.") from None
+    except (OSError, ValueError) as error:
+        raise SourceError(f"'{path}' is not a manifest: {error}.") from error
+    listed: Any = document.get("artifact") if isinstance(document, dict) else None
+    entries: list[Any] = list(listed.values()) if isinstance(listed, dict) else []
+    if not entries or not all(isinstance(entry, dict) and isinstance(entry.get("sha256"), str) for entry in entries):
+        raise SourceError(f"'{path}' is not a manifest: it names no files.")
+    if any(Path(name).name != name for name in listed):
+        raise SourceError(f"'{path}' is not a manifest: it names files of other folders.")
+    return cast("dict[str, Any]", document)
+
+
+def check_files(path: Path) -> list[FileCheck]:
+    """Return how the files that the manifest at `path` names are now, the artifact first. Raises SourceError."""
+    listed: dict[str, Any] = read_manifest(path)["artifact"]
+    return [_check_file(path.with_name(name), entry["sha256"]) for name, entry in listed.items()]
+
+
+def _check_file(path: Path, expected: str) -> FileCheck:
+    if not path.is_file():
+        return FileCheck(str(path), "missing")
+    found = digest(path)
+    return FileCheck(str(path), "ok" if found == expected else "changed", found)

@@ -87,3 +87,5 @@ class ConvertOptions(TypedDict, total=False):
     """Time for the whole conversion: seconds, or `30m`."""
     memory_limit: int | str | None
     """Memory for each process of the conversion: bytes, or `8GiB`."""
+    report: PathLike | Sequence[PathLike]
+    """Files to write reports to: .html, .json, .md, .xml (JUnit) or .sarif, by suffix."""

@@ -19,8 +19,9 @@ from infconv.convert._delivery import check_delivered
 from infconv.convert._exporter import Exported, Exporter, default_output
 from infconv.errors import InfconvError, SourceError, UnsupportedError, UsageError, did_you_mean
 from infconv.explain import explain
+from infconv.gates import Subject, check_gates, check_possible
 from infconv.observe import Observer, Observers
-from infconv.result import Artifact, Result
+from infconv.result import Artifact, Failure, Figures, GateCheck, Result
 from infconv.spec import ALIASES, PipelineSpec, TargetEntry
 from infconv.steps import Repeat, check_legal, flatten, resolve, shipped, without
 
@@ -76,7 +77,9 @@ def _plan_target(spec: PipelineSpec, entry: TargetEntry) -> Job:
     check_legal(steps, exporter)
     output = _output_path(spec.source.path, entry, exporter)
     _check_writable(output)
-    return Job(entry, exporter, steps, output)
+    job = Job(entry, exporter, steps, output)
+    check_possible(spec, job)
+    return job
 
 
 def _check_writable(output: Path) -> None:
@@ -183,11 +186,12 @@ def _with_opset(steps: tuple[Pass | Repeat, ...], opset: int | None, exporter: E
     return (*steps, *resolve([{"convert-opset": {"to": opset, "required": True}}]))
 
 
-def execute(spec: PipelineSpec, observers: Sequence[Observer] = ()) -> Result:
-    """Make every artifact of `spec`.
+def execute(spec: PipelineSpec, observers: Sequence[Observer] = (), *, update_baseline: bool = False) -> Result:
+    """Make every artifact of `spec` and check its gates.
 
     A source that cannot be opened raises its error. An artifact that fails does not stop the others: the result has
-    the artifacts that were made, and the first error.
+    the artifacts that were made, what failed, and the first error. A gate that is not kept is no error here, since
+    there may be others to tell of (`infconv.runs`).
     """
     from infconv.convert import open_source
     from infconv.metrics import measure_source
@@ -195,8 +199,9 @@ def execute(spec: PipelineSpec, observers: Sequence[Observer] = ()) -> Result:
     start = time.perf_counter()
     watch = Observers(observers)
     jobs = plan(spec)
-    artifacts: list[Artifact] = []
+    made: list[tuple[Job, Artifact]] = []
     errors: list[InfconvError] = []
+    failures: list[Failure] = []
     with tempfile.TemporaryDirectory(prefix="infconv-") as folder:
         with watch.stage("open the source"):
             source = open_source(spec, Path(folder))
@@ -208,10 +213,51 @@ def execute(spec: PipelineSpec, observers: Sequence[Observer] = ()) -> Result:
         for job in jobs:
             own = calibrated if job.entry.precision in PRECISIONS else reference
             try:
-                artifacts.append(_make_artifact(spec, job, source, own, watch, calibration, quality))
+                made.append((job, _make_artifact(spec, job, source, own, watch, calibration, quality)))
             except InfconvError as error:
+                failures.append(failure_of(error, spec, job))
                 errors.append(_located(error, job, jobs))
-    return Result(artifacts, time.perf_counter() - start, errors[0] if errors else None)
+        with watch.stage("check the gates"):
+            checks, figures = _check_gates(spec, source, reference, made, update_baseline)
+    return Result(
+        artifacts=[artifact for _, artifact in made],
+        seconds=time.perf_counter() - start,
+        error=errors[0] if errors else None,
+        failures=failures,
+        gates=checks,
+        figures=figures,
+    )
+
+
+def failure_of(error: InfconvError, spec: PipelineSpec, job: Job) -> Failure:
+    """Return what `error` means for the artifact of `job`."""
+    entry = job.entry
+    own = (spec.source.label(), job.exporter.target, entry.precision, str(job.output))
+    return Failure(*own, error.code, error.message, error.hint)
+
+
+def _check_gates(
+    spec: PipelineSpec,
+    source: Source,
+    reference: Reference | None,
+    made: Sequence[tuple[Job, Artifact]],
+    update_baseline: bool,
+) -> tuple[list[GateCheck], list[Figures]]:
+    """Check the gates on the first sample, which is of the usual size."""
+    if spec.gates is None and not any(job.entry.gates for job, _ in made):
+        return [], []
+    if reference is not None:
+        inputs = reference.samples[0].inputs
+    else:
+        from infconv.reference import describe_inputs, make_inputs, size_plans
+        from infconv.synthetic import limited
+
+        found = describe_inputs(load_source(spec, source))
+        infos = [limited(info, source.value_limits.get(info.name)) for info in found]
+        sizes = next(iter(size_plans(infos, {**source.dims, **spec.source.dim_ranges()})))[1]
+        inputs = make_inputs(infos, sizes, spec.seed)
+    subjects = [Subject(artifact, job, inputs) for job, artifact in made]
+    return check_gates(spec, subjects, update_baseline=update_baseline)
 
 
 def _located(error: InfconvError, job: Job, jobs: Sequence[Job]) -> InfconvError:
@@ -317,6 +363,7 @@ def _make_artifact(
             compute_evidence=delivered.evidence,
             compute_share=delivered.shares,
             documents=[str(job.output.parent / f.name) for f in documents],
+            source=spec.source.label(),
             verification=verification,
             steps=steps,
             notes=list(dict.fromkeys(notes)),

@@ -10,10 +10,9 @@ import yaml
 
 from infconv import registry
 from infconv.errors import UsageError, did_you_mean
-from infconv.explain import Problem, ended
+from infconv.explain import Problem
 
 _HINT = "`infconv init SOURCE` writes a pipeline to start from."
-_HINT_KEYS = "`infconv schema` describes every key."
 
 
 def read(path: Path) -> str:
@@ -72,16 +71,6 @@ def _wrong_targets(data: Mapping[str, Any], aliases: Mapping[str, str]) -> Itera
 def _items(data: Mapping[str, Any], key: str) -> list[Any]:
     items = data.get(key)
     return cast("list[Any]", items) if isinstance(items, list) else []
-
-
-def listed(path: Path, text: str, found: list[Problem]) -> tuple[str, str]:
-    """Return the message about a file's problems, one a line in the file's order, and the hint."""
-    root = yaml.compose(text)
-    placed = sorted(((line_of(root, problem.path), problem.sentence()) for problem in found), key=lambda each: each[0])
-    told = [f"{path}:{line}: {ended(sentence)}" for line, sentence in placed]
-    if len(told) == 1:
-        return told[0], _HINT_KEYS
-    return f"'{path}' has {len(told)} problems:\n" + "\n".join(told), _HINT_KEYS
 
 
 def line_of(root: yaml.Node | None, path: tuple[str | int, ...]) -> int:

@@ -62,10 +62,15 @@ class Repro:
     """The message it failed with."""
 
 
-def prepare_folder(folder: Path) -> None:
-    """Make `folder`, or empty it when it is an earlier reproducer. Raises UsageError when it is something else."""
+def check_folder(folder: Path) -> None:
+    """Raise UsageError when `folder` holds something else than an earlier reproducer."""
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "versions.json").exists())):
         raise UsageError(f"'{folder}' exists and is no reproducer of an earlier run.", "Name another folder: -o FOLDER")
+
+
+def _make_folder(folder: Path) -> None:
+    """Make `folder`, or empty it when it is an earlier reproducer. Raises UsageError."""
+    check_folder(folder)
     if folder.exists():
         shutil.rmtree(folder)
     try:
@@ -88,7 +93,7 @@ def write(
     from infconv.manifest import library_versions
     from infconv.model import save
 
-    prepare_folder(folder)
+    _make_folder(folder)
     for name, model in models.items():
         save(model, folder / name)
     for name, values in arrays.items():

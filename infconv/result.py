@@ -96,6 +96,62 @@ class Artifact:
     """Type -> share of the multiplications that run in it, 0 to 1, as read back; empty where it is not known."""
     documents: Sequence[str] = ()
     """Files that steps left beside the artifact, such as the precision plan."""
+    source: str = ""
+    """What its source is called."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """An artifact that was asked for and could not be made."""
+
+    source: str
+    target: str
+    precision: str
+    path: str
+    """Where it would have gone."""
+    code: str
+    """The class of failure, e.g. `verification`."""
+    message: str
+    hint: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class GateCheck:
+    """One limit, and whether an artifact keeps it."""
+
+    gate: str
+    """`latency_ms`, `size_mb`, `nodes`, …; `regression.latency_ms` and so on against the baseline."""
+    artifact: str
+    """The artifact's path."""
+    status: Literal["passed", "failed", "skipped"]
+    message: str
+    """The value, the limit and how far it is off, or why it was skipped."""
+    value: float | None = None
+    limit: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Latency:
+    """The time of one inference, in milliseconds."""
+
+    median: float
+    low: float
+    high: float
+    """The 95 % interval of the median."""
+    runtime: str
+    """What ran it, with its version."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """What was measured of an artifact for its gates."""
+
+    artifact: str
+    """The artifact's path."""
+    nodes: int
+    bytes: int
+    latency: Latency | None = None
+    memory_mb: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +161,12 @@ class Result:
     artifacts: Sequence[Artifact] = ()
     seconds: float = 0.0
     error: InfconvError | None = None
+    """The first error."""
+    failures: Sequence[Failure] = ()
+    gates: Sequence[GateCheck] = ()
+    figures: Sequence[Figures] = ()
+    notes: Sequence[str] = ()
+    """What concerns the run as a whole."""
 
     @property
     def exit_code(self) -> int:
@@ -131,5 +193,9 @@ class Result:
             "artifacts": [plain(artifact) for artifact in self.artifacts],
             "steps": [plain(step) for step in self.steps],
             "verification": {path: plain(v) for path, v in self.verification.items()},
+            "failures": [plain(failure) for failure in self.failures],
+            "gates": [plain(gate) for gate in self.gates],
+            "figures": [plain(figures) for figures in self.figures],
+            "notes": list(self.notes),
             "seconds": round(self.seconds, 3),
         }

@@ -183,10 +183,10 @@ class _Run:
             changed, changes = run_isolated(
                 step, model, context, timeout=self._guard.timeout, memory_limit=self._guard.memory_limit
             )
-            fault = self._guard.judge(changed, step) if changes else None
         except Exception as error:  # a refusal or a bug in the step, of whatever kind: it is dropped and named
             fault = fault_of(error)
         else:
+            fault = self._guard.judge(changed, step) if changes else None
             if fault is None:
                 return changed, changes, ""
         if self._guard.halt:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, cast
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -18,10 +19,11 @@ from pydantic import (
     model_validator,
 )
 
-from infconv import pipeline_file, texts
+from infconv import anchor, texts
 from infconv.convert._base import DimRange, InputSpec, check_dtype
 from infconv.errors import UsageError
-from infconv.explain import Problem, ended, problems
+from infconv.explain import ended, problems
+from infconv.gate_options import GatesEntry, TargetGates
 from infconv.quantize._calibration_options import CalibrationEntry
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int4"]
@@ -44,6 +46,16 @@ def _quantity(parse: Callable[[str, str], float]) -> BeforeValidator:
 _NUMBER_OR_TEXT: dict[str, Any] = {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string"}]}
 Seconds = Annotated[float, _quantity(texts.duration), Field(gt=0), WithJsonSchema(_NUMBER_OR_TEXT)]
 Bytes = Annotated[int, _quantity(texts.memory), Field(gt=0), WithJsonSchema(_NUMBER_OR_TEXT)]
+
+
+def _report(path: str) -> str:
+    try:
+        return texts.report(path, "the report")
+    except UsageError as error:
+        raise ValueError(f"{error.message} {error.hint}") from None
+
+
+ReportPath = Annotated[str, AfterValidator(_report)]
 
 
 class _Strict(BaseModel):
@@ -87,6 +99,8 @@ class SourceEntry(_Strict):
 
     path: str
     """A file, a folder, or `module:factory`."""
+    name: str | None = None
+    """What it is called in --only, in reports and for `${source}`; by default after its path."""
     frontend: str | None = None
     """Overrides what is recognised from the content."""
     inputs: dict[str, list[int | str] | InputEntry] = {}
@@ -117,6 +131,10 @@ class SourceEntry(_Strict):
         except UsageError as error:
             raise ValueError(f"{error.message} {error.hint}") from None
 
+    def label(self) -> str:
+        """Return what the source is called."""
+        return self.name or Path(self.path.rpartition(":")[2].rstrip("/")).stem
+
     def input_specs(self) -> dict[str, InputSpec]:
         """Return the inputs as the frontends take them."""
         return {
@@ -138,13 +156,16 @@ class TargetEntry(_Strict):
     """onnx, onnxruntime (ort), openvino (ov) or tensorrt (trt)."""
     precision: Precision = "fp32"
     output: str | None = None
-    """The artifact's file; by default the source's name in the current folder."""
+    """The artifact's file, in which `${source}`, `${target}` and `${precision}` stand for their names; by default the
+    source's name in the pipeline file's folder."""
     io_types: Literal["keep", "follow"] = "keep"
     """Whether float inputs and outputs stay float32 or follow the precision."""
     precision_plan: str | None = None
     """A precision plan to apply, as an earlier conversion left it beside its artifact (docs/precision.md)."""
     options: dict[str, Any] = {}
     """Options of the exporter, e.g. `compute_capability: sm89`."""
+    gates: TargetGates | None = None
+    """Limits for this artifact, each in place of the pipeline's."""
 
 
 class VerifyEntry(_Strict):
@@ -194,6 +215,10 @@ class PipelineSpec(_Strict):
     """Names of default steps to leave out."""
     targets: list[TargetEntry] = Field(min_length=1)
     verify: VerifyEntry = Field(default_factory=lambda: VerifyEntry.model_validate({}))
+    gates: GatesEntry | None = None
+    """Limits that artifacts must keep (docs/ci.md)."""
+    reports: list[ReportPath] = []
+    """Files to write: .html, .json, .md, .xml (JUnit) or .sarif, by suffix."""
     seed: int = 0
     """Seed of synthetic inputs."""
     timeout: Seconds | None = None
@@ -212,28 +237,6 @@ def to_yaml(spec: PipelineSpec) -> str:
     return yaml.safe_dump(to_data(spec), sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
 
 
-def load_spec(path: str | Path) -> PipelineSpec:
-    """Read a pipeline file; relative paths in it are relative to the file.
-
-    Raises UsageError that lists every problem of keys, values and steps, each with its line.
-    """
-    path = Path(path)
-    text = pipeline_file.read(path)
-    data = pipeline_file.parse(text, path)
-    spec, found = _validated(data)
-    found += pipeline_file.unknown_names(data, ALIASES)
-    if spec is None or found:
-        raise UsageError(*pipeline_file.listed(path, text, found))
-    return _anchored(_with_own_folder(spec), path.parent, default_output=True)
-
-
-def _validated(data: Mapping[str, Any]) -> tuple[PipelineSpec | None, list[Problem]]:
-    try:
-        return PipelineSpec.model_validate(data), []
-    except ValidationError as error:
-        return None, problems(error, PipelineSpec, data)
-
-
 _OPTIONS = {
     ("source", "inputs"): "--input",
     ("source", "dims"): "--dim",
@@ -250,11 +253,12 @@ _OPTIONS = {
 
 def parse_options(data: Mapping[str, Any]) -> PipelineSpec:
     """Validate what options became; every problem is told by the option's name. Raises UsageError."""
-    spec, found = _validated(data)
-    if spec is None:
+    try:
+        return PipelineSpec.model_validate(data)
+    except ValidationError as error:
+        found = problems(error, PipelineSpec, data)
         told = dict.fromkeys(problem.sentence(_option(problem.path)) for problem in found)
-        raise UsageError("\n".join(map(ended, told)), "See infconv --help.")
-    return spec
+        raise UsageError("\n".join(map(ended, told)), "See infconv --help.") from None
 
 
 def _option(path: tuple[str | int, ...]) -> str:
@@ -268,59 +272,4 @@ def _option(path: tuple[str | int, ...]) -> str:
 
 def absolute(spec: PipelineSpec) -> PipelineSpec:
     """Return `spec` with absolute paths, so that it means the same wherever it is saved."""
-    return _anchored(spec, Path.cwd(), default_output=True)
-
-
-def _anchored(spec: PipelineSpec, folder: Path, *, default_output: bool = False) -> PipelineSpec:
-    """Return `spec` with its relative paths made relative to `folder`, where `default_output` puts unnamed outputs."""
-
-    def anchor(path: str | None) -> str | None:
-        return None if path is None or _is_reference(path) else str(folder / path)
-
-    source = spec.source.model_copy(
-        update={
-            "path": anchor(spec.source.path) or spec.source.path,
-            "weights": anchor(spec.source.weights),
-            "python_path": [str(folder / path) for path in spec.source.python_path],
-        }
-    )
-    unnamed = str(folder) if default_output else None
-    targets = [
-        t.model_copy(
-            update={
-                "output": anchor(t.output) if t.output else unnamed,
-                "precision_plan": anchor(t.precision_plan),
-            }
-        )
-        for t in spec.targets
-    ]
-    update = {"source": source, "targets": targets, "sample": anchor(spec.sample)}
-    return spec.model_copy(update={**update, "calibration": _anchored_calibration(spec.calibration, anchor)})
-
-
-def _anchored_calibration(
-    entry: CalibrationEntry | None, anchor: Callable[[str | None], str | None]
-) -> CalibrationEntry | None:
-    if entry is None:
-        return None
-    text = entry.text.model_copy(update={"tokenizer": anchor(entry.text.tokenizer or None) or ""})
-    return entry.model_copy(update={"path": anchor(entry.path), "text": text})
-
-
-def _with_own_folder(spec: PipelineSpec) -> PipelineSpec:
-    """Return `spec` with its file's folder, `.` as long as it is not anchored, added to `python_path` if it matters."""
-    names = [item if isinstance(item, str) else next(iter(item)) for item in (*(spec.steps or ()), *spec.add)]
-    folders = spec.source.python_path
-    if "." in folders or not any(_is_module(name) for name in (spec.source.path, *names)):
-        return spec
-    return spec.model_copy(update={"source": spec.source.model_copy(update={"python_path": [*folders, "."]})})
-
-
-def _is_module(name: str) -> bool:
-    return _is_reference(name) and "://" not in name
-
-
-def _is_reference(path: str) -> bool:
-    """Return whether `path` is `module:function` or a URL, which no folder applies to."""
-    head, separator, tail = path.partition(":")
-    return bool(separator) and (tail.startswith("//") or head.replace(".", "").isidentifier())
+    return PipelineSpec.model_validate(anchor.anchored(to_data(spec), lambda _: Path.cwd(), Path.cwd()))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from infconv.convert._base import parse_dims, parse_input
-from infconv.errors import UsageError
+from infconv.errors import UsageError, did_you_mean
 
 _UNITS = {"": 1, "b": 1}
 _UNITS.update({unit: 1000**power for power, letter in enumerate("kmgt", 1) for unit in (letter, f"{letter}b")})
@@ -24,6 +24,18 @@ def memory(text: str, what: str = "--memory-limit") -> int:
 def duration(text: str, what: str = "--timeout") -> float:
     """Parse `30m`, `90s`, `1.5h` to seconds. Raises UsageError that names it `what`."""
     return _quantity(text, _SECONDS, what, "30m")
+
+
+REPORTS = (".html", ".json", ".md", ".xml", ".sarif")
+"""The kinds of report, by the suffix of the file."""
+
+
+def report(path: str, what: str = "--report") -> str:
+    """Return `path`, a report's. Raises UsageError that names it `what` when no kind of report has its suffix."""
+    suffix = path[path.rfind(".") :] if "." in path.rpartition("/")[2] else ""
+    if suffix not in REPORTS:
+        raise UsageError(f"{what} '{path}' has no known suffix.", did_you_mean(suffix, REPORTS))
+    return path
 
 
 def _quantity(text: str, units: Mapping[str, float], what: str, example: str) -> float:

@@ -16,7 +16,7 @@ from infconv.model import from_proto, skeleton, tensor_bytes, view
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from infconv.passes import Context, Pass
+    from infconv.passes import Allowance, Context, Pass
 
 
 def run_isolated(
@@ -60,8 +60,16 @@ def _weights(model: ir.Model) -> Iterator[ir.TensorProtocol]:
             yield node.attributes["value"].as_tensor()
 
 
-def _bring_back(told: Context, context: Context) -> None:
-    """Take over what the step told its copy of the context."""
+@dataclasses.dataclass(frozen=True)
+class _Told:
+    """What a step told its copy of the context."""
+
+    notes: list[str]
+    documents: dict[str, str]
+    allowance: Allowance | None
+
+
+def _bring_back(told: _Told, context: Context) -> None:
     context.notes[:] = told.notes
     context.documents.update(told.documents)
     context.allowance = told.allowance
@@ -82,13 +90,13 @@ def _map(path: Path) -> mmap.mmap:
 
 def _run(
     step: Pass, model: ir.Model, context: Context, kept: Sequence[ir.TensorProtocol], path: Path
-) -> tuple[int, bytes, Mapping[str, int], Context]:
+) -> tuple[int, bytes, Mapping[str, int], _Told]:
     """Run in the child; return changes, the model without weights, where its weights are, and the context.
 
     A place >= 0 is an index into `kept`, a place < 0 is the complement of an offset in the file at `path`.
     """
     changes = run_checked(step, model, context)
-    told = dataclasses.replace(context, samples=(), tolerance=None, progress=None)
+    told = _Told(context.notes, context.documents, context.allowance)
     if not changes:
         path.write_bytes(b"\0")
         return 0, b"", {}, told

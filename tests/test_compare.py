@@ -6,9 +6,12 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+import onnx
 import pytest
 
+import infconv
 from infconv.compare import TOLERANCES, Tolerance, compare_outputs, compare_values
+from infconv.convert.from_onnx import OnnxSource
 
 FP32 = TOLERANCES["fp32"]
 X = np.linspace(-1, 1, 101, dtype=np.float32)
@@ -99,3 +102,69 @@ def test_a_given_tolerance_replaces_the_scaled_term() -> None:
     strict = FP32.override(rtol=None, atol=1e-9, min_sqnr=None)
     assert strict.scaled == 0
     assert strict.rtol == FP32.rtol
+
+
+def test_the_tolerance_grows_with_depth() -> None:
+    assert FP32.at_depth(100) == FP32
+    assert FP32.at_depth(400).scaled == pytest.approx(2 * FP32.scaled)
+    assert TOLERANCES["int8"].at_depth(400) == TOLERANCES["int8"]
+
+
+def test_nan_and_infinity_are_counted() -> None:
+    error = compare_values("y", np.array([1.0, 2.0, np.nan]), np.array([np.inf, np.nan, np.nan]), FP32)
+    assert error.not_finite == 2
+
+
+# --- models of any kind -------------------------------------------------------------------------------------------
+
+
+def test_recorded_outputs_are_a_reference(infconv, mlp: Path, tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(3, 8)).astype("f4")
+    np.savez(tmp_path / "x.npz", x=x)
+    np.savez(tmp_path / "y.npz", y=OnnxSource(mlp).run({"x": x})["y"])
+    assert infconv("compare", "y.npz", mlp, "--inputs", "x.npz").code == 0
+    np.savez(tmp_path / "y.npz", y=np.zeros((3, 4), "f4"))
+    assert infconv("compare", "y.npz", mlp, "--inputs", "x.npz").code == 5
+
+
+def test_a_source_is_compared_with_onnx(infconv, tmp_path: Path) -> None:
+    (tmp_path / "my_model.py").write_text(
+        "import torch\n\n\ndef make():\n    model = torch.nn.Linear(4, 3).eval()\n"
+        "    for p in model.parameters():\n        torch.nn.init.constant_(p, 0.5)\n    return model\n"
+    )
+    text = '<ir_version: 9, opset_import: ["" : 17]> m (float[batch, 4] input) => (float[batch, 3] y) '
+    text += "<float[4, 3] w = {%s}, float[3] b = {0.5, 0.5, 0.5}> { h = MatMul(input, w) y = Add(h, b) }"
+    onnx.save(onnx.parser.parse_model(text % ", ".join(["0.5"] * 12)), tmp_path / "m.onnx")
+    done = infconv("compare", "my_model:make", "m.onnx", "--input", "input:batch,4", "--layers", "--json")
+    assert done.code == 0, done.err
+    assert len(done.json["samples"]) == 3
+    assert done.json["layers"]["first"] is None
+
+
+def test_layers_show_where_two_models_part(infconv, mlp: Path, tmp_path: Path) -> None:
+    model = onnx.load(mlp)
+    next(node for node in model.graph.node if node.op_type == "Relu").op_type = "Abs"
+    onnx.save(model, tmp_path / "b.onnx")
+    done = infconv("compare", mlp, "b.onnx", "--layers")
+    assert done.code == 5
+    assert "first divergence  Abs 'r': 'r'" in done.out
+
+
+def test_outputs_without_a_common_name_are_compared_in_their_order(mlp: Path, tmp_path: Path) -> None:
+    model = onnx.load(mlp)
+    model.graph.output[0].name = model.graph.node[-1].output[0] = "other"
+    onnx.save(model, tmp_path / "b.onnx")
+    comparison = infconv.compare(mlp, tmp_path / "b.onnx")
+    assert comparison.passed
+    assert "compared by their order" in comparison.notes[0]
+
+
+def test_decisions_are_compared_where_asked(mlp: Path) -> None:
+    comparison = infconv.compare(mlp, mlp, as_="topk:2")
+    assert {output.agreement for check in comparison.samples for output in check.outputs} == {1.0}
+
+
+def test_an_engine_is_refused(tmp_path: Path, mlp: Path) -> None:
+    (tmp_path / "m.engine").write_bytes(b"ftrt")
+    with pytest.raises(infconv.UnsupportedError, match="cannot be run here"):
+        infconv.compare(mlp, tmp_path / "m.engine")

@@ -9,7 +9,8 @@ import pytest
 from infconv.api import make_spec
 from infconv.convert._base import DimRange, InputSpec
 from infconv.errors import UsageError
-from infconv.spec import load_spec, to_yaml
+from infconv.run_file import load_spec
+from infconv.spec import to_yaml
 
 
 def write(tmp_path: Path, text: str) -> Path:

@@ -47,7 +47,7 @@ def on_base(
 
     The file's targets count unless a flag names a target, an output or a precision (`targets_given`).
     """
-    from infconv.spec import load_spec
+    from infconv.run_file import load_spec
     from infconv.steps import shipped
 
     if pipeline is None:
@@ -68,6 +68,8 @@ def on_base(
             "opset": flags.opset or base.opset,
             "sample": flags.sample or base.sample,
             "calibration": flags.calibration or base.calibration,
+            "gates": base.gates,
+            "reports": [*base.reports, *flags.reports],
             "seed": flags.seed or base.seed,
             "timeout": flags.timeout or base.timeout,
             "memory_limit": flags.memory_limit or base.memory_limit,

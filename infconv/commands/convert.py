@@ -1,17 +1,16 @@
-"""`infconv convert` and `infconv run`: the main job, from flags or from a file."""
+"""`infconv convert`: the main job, from flags."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from infconv.commands._base import DryRun, Json, MemoryLimit, Quiet, Target, Timeout, Verbose, guarded
+from infconv.commands._base import DryRun, Json, MemoryLimit, Quiet, Target, Timeout, Verbose
+from infconv.commands._run import Reports, Request, Sbom, UpdateBaseline, run_pipelines
 
 if TYPE_CHECKING:
-    from infconv.result import Result
     from infconv.spec import PipelineSpec
 
 
@@ -88,6 +87,9 @@ def convert(
     timeout: Timeout = None,
     step_timeout: Annotated[str | None, typer.Option(help="Time allowed for a step with --verify each.")] = None,
     memory_limit: MemoryLimit = None,
+    report: Reports = None,
+    sbom: Sbom = None,
+    update_baseline: UpdateBaseline = False,
     dry_run: DryRun = False,
     json: Json = False,
     verbose: Verbose = False,
@@ -96,10 +98,10 @@ def convert(
     """Convert SOURCE to verified artifacts. Without -t, optimise to ONNX."""
     from infconv.commands import _parse
 
-    def build() -> PipelineSpec:
+    def build() -> list[PipelineSpec]:
         from infconv.api import make_spec
 
-        return _parse.on_base(
+        spec = _parse.on_base(
             pipeline,
             lambda steps: make_spec(
                 source,
@@ -139,68 +141,25 @@ def convert(
                 seed=seed,
                 timeout=timeout,
                 memory_limit=memory_limit,
+                report=report or [],
             ),
             targets_given=bool(target or output or fp16 or bf16 or int8 or int4 or precision_plan),
         )
+        return [spec]
 
-    _run_pipeline(build, dry_run, json, verbose, quiet)
-
-
-def run(
-    pipeline: Annotated[str, typer.Argument(help="A pipeline file.")],
-    timeout: Timeout = None,
-    memory_limit: MemoryLimit = None,
-    dry_run: DryRun = False,
-    json: Json = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
-) -> None:
-    """Run a pipeline file."""
-
-    def build() -> PipelineSpec:
-        from infconv import texts
-        from infconv.spec import load_spec
-
-        limits = {
-            "timeout": texts.duration(timeout) if timeout else None,
-            "memory_limit": texts.memory(memory_limit) if memory_limit else None,
-        }
-        return load_spec(pipeline).model_copy(update={name: limit for name, limit in limits.items() if limit})
-
-    _run_pipeline(build, dry_run, json, verbose, quiet)
-
-
-def _run_pipeline(
-    build: Callable[[], PipelineSpec],
-    dry_run: bool,
-    json: bool,
-    verbose: bool,
-    quiet: bool,
-) -> None:
-    """Build the pipeline and run it, in a supervised child; print the outcome and exit with its code."""
-
-    def command() -> int:
-        from infconv.console import Progress
-        from infconv.limits import execute_limited
-
-        spec = build()
-        if dry_run:
-            _print_plan(spec, json)
-            return 0
-
-        progress = Progress(verbose)
-        try:
-            result = execute_limited(spec, [] if quiet or json else [progress])
-        finally:
-            progress.close()
-        return _report(result, json, quiet)
-
-    def in_child() -> int:
-        from infconv.supervise import supervised
-
-        return supervised(lambda: guarded(command, json))
-
-    raise typer.Exit(guarded(in_child, json))
+    run_pipelines(
+        Request(
+            source,
+            build,
+            reports=report or (),
+            sbom=sbom,
+            update_baseline=update_baseline,
+            dry_run=(lambda specs: _print_plan(specs[0], json)) if dry_run else None,
+            json=json,
+            verbose=verbose,
+            quiet=quiet,
+        )
+    )
 
 
 def _print_plan(spec: PipelineSpec, json: bool) -> None:
@@ -216,15 +175,3 @@ def _print_plan(spec: PipelineSpec, json: bool) -> None:
         console.print_json(Result().as_json() | {"pipeline": to_data(absolute(spec))})
     else:
         sys.stdout.write(to_yaml(absolute(spec)))
-
-
-def _report(result: Result, json: bool, quiet: bool) -> int:
-    from infconv import console
-
-    if json:
-        console.print_json(result.as_json())
-    elif not quiet:
-        console.print_result(result)
-    if result.error and not json:
-        console.print_error(result.error)
-    return result.exit_code

@@ -72,12 +72,8 @@ def _multiplications(node: ir.Node) -> float | None:
         return math.prod(first[:2]) * math.prod(second) + 2.0 * math.prod(output) * first[1]
     if "Attention" in kind:
         return 2.0 * math.prod(output) * math.prod(second[-2:-1])
-    inner = first[-2] if _is_transposed(node) and len(first) > 1 else first[-1]
-    return math.prod(output) * inner
-
-
-def _is_transposed(node: ir.Node) -> bool:
-    return bool(node.attributes.get_int("transA", 0))
+    inner = -2 if node.attributes.get_int("transA", 0) else -1
+    return math.prod(output) * math.prod(first[inner:][:1])
 
 
 def _einsum(node: ir.Node, inputs: Sequence[Sequence[int] | None]) -> float | None:

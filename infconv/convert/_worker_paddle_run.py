@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -87,4 +88,4 @@ def paddle_words(error: BaseException) -> str:
         rest = [line for line in lines[at + 1 :] if set(line) != {"-"}]
         if rest:
             return rest[0]
-    return first_line(error)
+    return next((line for line in lines if re.match(r"\w*Error: |\(\w+\) ", line)), first_line(error))

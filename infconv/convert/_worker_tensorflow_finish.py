@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from ._worker import WorkerError
 from ._worker_tensorflow_convert import layer_of
+from ._worker_tensorflow_loops import free_invariants
 from ._worker_tensorflow_subject import Port, Subject
 
 MODEL = "model.onnx"
@@ -26,6 +27,7 @@ def finish(model: Any, subject: Subject, workdir: str) -> None:
     graph.ClearField("value_info")
     _restore_inputs(graph, subject.inputs)
     _restore_outputs(graph, subject.outputs)
+    free_invariants(graph)
     for inner in _graphs(graph):
         _tidy(inner)
     folder = Path(workdir)

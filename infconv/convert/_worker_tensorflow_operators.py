@@ -20,15 +20,28 @@ class Erfc:
     def version_9(cls, ctx: Any, node: Any, **_: Any) -> None:
         """Replace the node."""
         dtype, shape = ctx.get_dtype(node.output[0]), ctx.get_shape(node.output[0])
-        inner: Any = node.inputs[0]
-        negated = inner.type == "Neg" if inner else False
-        source = inner.input[0] if negated else node.input[0]
+        positive = _without_minus(ctx, node.inputs[0], dtype, shape)
+        source = positive or node.input[0]
         one = ctx.make_const(utils.make_name("one"), np.array(1, utils.map_onnx_to_numpy_type(dtype))).output[0]
-        ctx.remove_node(node.name)
-        erf = ctx.make_node("Erf", [source], name=utils.make_name(node.name), shapes=[shape], dtypes=[dtype])
-        operands = [one, erf.output[0]]
-        kind = "Add" if negated else "Sub"
-        ctx.make_node(kind, operands, name=node.name, outputs=node.output, shapes=[shape], dtypes=[dtype])
+        outputs, name = list(node.output), node.name
+        ctx.remove_node(name)
+        erf = ctx.make_node("Erf", [source], name=utils.make_name(name), shapes=[shape], dtypes=[dtype])
+        kind = "Add" if positive else "Sub"
+        ctx.make_node(kind, [one, erf.output[0]], name=name, outputs=outputs, shapes=[shape], dtypes=[dtype])
+
+
+def _without_minus(ctx: Any, node: Any, dtype: Any, shape: Any) -> str | None:
+    """Return x for a `node` that computes -x, as Neg(x) or Mul(Neg(a), b) with x = a b; None for any other."""
+    if node is None:
+        return None
+    if node.type == "Neg":
+        return node.input[0]
+    for i, factor in enumerate(node.inputs if node.type == "Mul" else []):
+        if factor is not None and factor.type == "Neg":
+            operands = [factor.input[0], node.input[1 - i]]
+            name = utils.make_name(node.name)
+            return ctx.make_node("Mul", operands, name=name, shapes=[shape], dtypes=[dtype]).output[0]
+    return None
 
 
 @tfl_op(["TFL_GELU"])  # pyright: ignore[reportUntypedClassDecorator]

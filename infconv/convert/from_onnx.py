@@ -27,8 +27,13 @@ class FromOnnx(Frontend):
             return "onnx"
         with path.open("rb") as stream:
             head = stream.read(2)
-        # A ModelProto starts with ir_version (field 1, varint): 0x08, then a small number.
-        return "onnx" if len(head) == 2 and head[0] == 0x08 and 1 <= head[1] <= 20 else None
+        # A ModelProto starts with ir_version (field 1, varint): 0x08, then a small number. TensorFlow's SavedModel does
+        # too, but always has this name.
+        return (
+            "onnx"
+            if path.name != "saved_model.pb" and len(head) == 2 and head[0] == 0x08 and 1 <= head[1] <= 20
+            else None
+        )
 
     def open(self, request: SourceRequest, workdir: Path) -> Source:
         """Check the file and return it as it is."""

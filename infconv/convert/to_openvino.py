@@ -19,14 +19,24 @@ from infconv.errors import UnsupportedError, missing_extra
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from infconv.convert._work import Work
+
 _COMPUTE = {
     *("Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData", "MatMul"),
     *("LSTMSequence", "GRUSequence", "RNNSequence", "ScaledDotProductAttention", "Einsum"),
 }
 _EXECUTED = {"Convolution", "Deconvolution", "FullyConnected", "MatMul", "RNNSeq", "ScaledDotProductAttention"}
 """What the CPU plugin calls them."""
-_NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "f64": "float64"}
-_NAMES |= {"i8": "int8", "u8": "int8", "i4": "int4", "u4": "int4"}
+_NAMES = {
+    "f32": "float32",
+    "f16": "float16",
+    "bf16": "bfloat16",
+    "f64": "float64",
+    "i8": "int8",
+    "u8": "int8",
+    "i4": "int4",
+    "u4": "int4",
+}
 
 
 _ROUNDS = (
@@ -64,7 +74,7 @@ class ToOpenVINO(Exporter):
             {"openvino": version, "execution_types": here},
             [_RUNS_AS.format(", ".join(f"{count} in {kind}" for kind, count in here.items()))] if here else [],
             outputs,
-            work=work_of(model) or {},
+            work=_as_named_in_ir(model, work_of(model) or {}),
         )
 
     def execute(self, exported: Exported, samples: Sequence[Mapping[str, Any]]) -> Executed:
@@ -99,6 +109,12 @@ def _core() -> Any:
     import openvino
 
     return openvino.Core()
+
+
+def _as_named_in_ir(model: ir.Model, work: Mapping[str, Work]) -> dict[str, Work]:
+    """Return `work` under OpenVINO's names: a node's own, but for one that writes an output the output's."""
+    writers = {node.name: v.name or "" for v in model.graph.outputs if (node := v.producer()) is not None}
+    return {writers.get(name, name): found for name, found in work.items()}
 
 
 def _translate(source: Path, path: Path) -> str:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from infconv.quantize._constants import reading, round_to
 from infconv.quantize._plan import Plan
-from infconv.quantize._schemas import FLOAT, names
+from infconv.quantize._schemas import FLOAT, names, subgraphs
 from infconv.quantize._trial import Tap
 from infconv.quantize._wires import Wire, Wiring, constant_tensor
 
@@ -42,6 +42,8 @@ class Blame:
         wire = self.wiring.wires[value]
         sides = [*([] if wire.source is None else [wire.source]), *(use.side for use in wire.uses)]
         nodes = dict.fromkeys(side for side in sides if isinstance(side, ir.Node))
+        for node in list(nodes):  # what an If or a Loop hands out was rounded by the nodes inside
+            nodes |= dict.fromkeys(inner for body in subgraphs(node) for inner in body.all_nodes())
         return [node for node in nodes if self.plan.type_of(node) != FLOAT]
 
     def sentence(self, value: ir.Value) -> str:

@@ -16,6 +16,7 @@ from infconv.passes import Context
 from infconv.quantize import _trial
 from infconv.quantize._blame import Blame, blamed
 from infconv.quantize._plan import Plan, Planner
+from infconv.quantize._rules import COMPUTE
 
 _ENOUGH = 0.8
 """The share of the tolerance that may be used: another runtime rounds elsewhere."""
@@ -109,11 +110,11 @@ class Search:
         return chosen
 
     def _shrink(self, kept: dict[ir.Node, str], plan: Plan, error: float) -> tuple[dict[ir.Node, str], Plan, float]:
-        """Give back what is not needed, last kept first, in groups that halve."""
+        """Give back what is not needed, in groups that halve: what computes most first, then the least blamed."""
         budget = self._trials + _SHRINKS
         size = max(1, len(kept) // 2)
         while size:
-            for group in _groups(list(kept)[::-1], size):
+            for group in _groups(_dispensable(kept), size):
                 if self._trials >= budget or self._late():
                     return kept, plan, error
                 fewer = {node: reason for node, reason in kept.items() if node not in group}
@@ -135,16 +136,24 @@ class Search:
     def _conclude(self, first: float, error: float, kept: Mapping[ir.Node, str]) -> None:
         label = self._wiring.narrow.label
         begin = f"lower-precision: in {label} by the rules alone the outputs are off by {_times(first)} the tolerance"
+        more = "1 more node" if len(kept) == 1 else f"{len(kept)} more nodes"
         if error <= 1.0:
-            text = f"{begin}; {len(kept)} nodes more in FP32 bring that to {error:.2f} ({self._trials} trials)."
+            text = f"{begin}; with {more} in FP32 by {error:.2f} times ({self._trials} trials)."
         else:
             why = " when the time was up" if self._late() else ""
-            text = f"{begin}, and still by {_times(error)} with {len(kept)} nodes more in FP32{why}."
+            text = f"{begin}, and still by {_times(error)} with {more} in FP32{why}."
         self._context.notes.append(text)
 
 
 def _times(error: float) -> str:
     return f"{error:.3g} times" if math.isfinite(error) else "an infinite multiple of"
+
+
+def _dispensable(kept: Mapping[ir.Node, str]) -> list[ir.Node]:
+    """Return the kept nodes, matrix products first, in each half the least blamed first."""
+    blamed_least = list(kept)[::-1]
+    products = [node for node in blamed_least if node.op_type in COMPUTE]
+    return products + [node for node in blamed_least if node.op_type not in COMPUTE]
 
 
 def _groups(nodes: list[ir.Node], size: int) -> list[set[ir.Node]]:

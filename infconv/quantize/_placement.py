@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Literal
 
 import onnx_ir as ir
@@ -124,6 +125,12 @@ class Placed:
         for value, group in self.tensors.items():
             found.setdefault(group, []).append(value)
         return found
+
+
+def is_kept(node: ir.Node, patterns: Sequence[str]) -> bool:
+    """Whether one of `patterns` means `node`: its name, an fnmatch pattern of it, or `op:Gemm`."""
+    name = node.name or node.outputs[0].name or ""
+    return any(p == f"op:{node.op_type}" or fnmatchcase(name, p) for p in patterns)
 
 
 def layers_of(model: ir.Model, compute: Collection[str]) -> list[Layer]:

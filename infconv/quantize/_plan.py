@@ -93,12 +93,14 @@ class Planner:
         self.notes: list[str] = []
         """What this planner told the user."""
         self._scales = scales or {}
+        self._usual = f"computes in {wiring.narrow.label}"
         self.wiring = wiring
         self._narrow = wiring.narrow
         self._context = context
         self._origins = Origins(wiring)
         self._kept: dict[ir.Node, Decision] = {}
-        self._forced: set[ir.Node] = set()
+        self._forced: dict[ir.Node, str] = {}
+        """Nodes that a given plan lowers -> its reason."""
         self._clamps: dict[ir.Value, ir.TensorProtocol] = {}
 
     def plan(self, patterns: Sequence[str], given: PrecisionPlan | None = None) -> Plan:
@@ -143,7 +145,7 @@ class Planner:
 
     def _decision(self, node: ir.Node, lowered: set[ir.Node]) -> Decision:
         if node in lowered:
-            return Decision(self._narrow.dtype, f"computes in {self._narrow.label}")
+            return Decision(self._narrow.dtype, self._forced.get(node, self._usual))
         by_default = Decision(FLOAT, "its neighbours are FP32, and staying so costs fewer casts", "casts")
         return self._kept.get(node, by_default)
 
@@ -182,12 +184,12 @@ class Planner:
         refused: list[NodePlan] = []
         for node, entry in matched.entries.items():
             if entry.type == "float32":
-                self._kept.setdefault(node, Decision(FLOAT, entry.reason))
+                self._kept.setdefault(node, Decision(FLOAT, "user" if entry.reason == self._usual else entry.reason))
             elif entry.type in {"float16", "bfloat16"} and entry.scale == self._scales.get(node, 0):
                 if node in self._kept and self._touches(node):
                     refused.append(entry)
                 elif node not in self._kept:
-                    self._forced.add(node)
+                    self._forced[node] = entry.reason if entry.reason == "user" else self._usual
         self._tell_entries("names no node of the model", "name no node of the model", matched.unknown)
         self._tell_entries("stays FP32 all the same", "stay FP32 all the same", refused)
 
@@ -240,7 +242,7 @@ class Planner:
         self._keep_noted([*flow.nodes, *([producer] if producer and flow.nodes else [])], reason)
 
     def _keep_noted(self, sides: Iterable[Side], reason: str) -> None:
-        taken = self._kept.keys() | self._forced
+        taken = self._kept.keys() | self._forced.keys()
         nodes = [side for side in sides if isinstance(side, ir.Node) and side not in taken]
         if nodes:
             self._keep(nodes, reason, "range")

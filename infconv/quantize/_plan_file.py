@@ -45,7 +45,7 @@ class NodePlan:
     type: str
     """One of `TYPES`."""
     reason: str = "user"
-    """`kind: explanation`; the kinds are range, reduction, sensitivity, kernel, casts, mask and user."""
+    """`kind: explanation`; the kinds are range, reduction, sensitivity, kernel, casts and user."""
     op: str = ""
     """`Conv`; `com.microsoft.FusedConv` outside the standard domain."""
     id: str = ""

@@ -166,7 +166,7 @@ def _rows(stream: IO[bytes], size: int) -> Iterator[Array]:
     major, _ = np.lib.format.read_magic(stream)
     header = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
     dims, fortran, dtype = header(stream)
-    shape: tuple[int, ...] = tuple(dims)
+    shape = [int(size) for size in dims]
     if dtype.hasobject:
         raise ValueError("an array of Python objects is not read")
     if not shape:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -12,7 +12,9 @@ from infconv.passes import Context, Pass
 from infconv.passes._build import Builder, Names
 from infconv.passes._graphs import take_over
 from infconv.passes._values import constant
-from infconv.quantize._placement import Layer, layers_of
+from infconv.quantize._latency import RUNTIMES
+from infconv.quantize._never_slower import leave_slow_groups
+from infconv.quantize._placement import Layer, is_kept, layers_of
 from infconv.quantize._schemes import quantise_weight
 
 _COMPUTE = frozenset({"MatMul", "Gemm"})
@@ -31,25 +33,40 @@ class QuantizeDynamic(Pass):
     reduce_range: bool = False
     """Use 7 bits for weights: on processors before AVX-512 VNNI products of 8 bits may saturate."""
 
+    never_slower: bool = True
+    """Leave groups of layers float that are not faster in INT8, measured where the target runs on this machine."""
+
     def run(self, model: ir.Model, context: Context) -> int:
         """Quantise in place and return the number of products. Raises UnsupportedError for opsets before 11."""
-        layers = [layer for layer in layers_of(model, _COMPUTE) if not self._is_kept(layer.node)]
+        layers = [layer for layer in layers_of(model, _COMPUTE) if not is_kept(layer.node, self.keep)]
         opset = model.graph.opset_imports.get("", 0)
         if layers and opset < _OPSET:
             raise UnsupportedError(
                 f"Dynamic INT8 needs opset {_OPSET} or later; the model has {opset}.", "Add --opset 20."
             )
-        names = Names(model)
-        quantised: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
-        for layer in layers:
-            _replace(layer, model, names, quantised, 63 if self.reduce_range else 127)
+        if self.never_slower and context.target in RUNTIMES and context.samples and layers:
+            verdict = leave_slow_groups(
+                context.target, model, layers, lambda floats: self._clone(model, layers, floats), context.samples[0]
+            )
+            context.notes.extend(verdict.notes)
+            layers = [layer for layer in layers if verdict.pays and layer.name not in verdict.floats]
+        self._quantise(model, layers)
         if any(node.op_type == "Conv" for node in model.graph):
             context.notes.append("Convolutions stay float: INT8 for them needs --calibration.")
         return len(layers)
 
-    def _is_kept(self, node: ir.Node) -> bool:
-        name = node.name or node.outputs[0].name or ""
-        return any(p == f"op:{node.op_type}" or fnmatchcase(name, p) for p in self.keep)
+    def _clone(self, model: ir.Model, layers: Sequence[Layer], floats: frozenset[str]) -> ir.Model:
+        """Return a copy with all layers but those named `floats` quantised."""
+        clone = model.clone()
+        names = {layer.name for layer in layers} - floats
+        self._quantise(clone, [layer for layer in layers_of(clone, _COMPUTE) if layer.name in names])
+        return clone
+
+    def _quantise(self, model: ir.Model, layers: Sequence[Layer]) -> None:
+        names = Names(model)
+        quantised: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
+        for layer in layers:
+            _replace(layer, model, names, quantised, 63 if self.reduce_range else 127)
 
 
 def _replace(

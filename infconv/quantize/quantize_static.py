@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
 from typing import Literal
 
 import onnx_ir as ir
@@ -13,8 +12,12 @@ from infconv.errors import UnsupportedError, UsageError
 from infconv.passes import Context, Pass
 from infconv.passes._values import constant
 from infconv.quantize._collect import collect
-from infconv.quantize._placement import PLACEMENTS, Placement, layers_of, place
+from infconv.quantize._latency import RUNTIMES
+from infconv.quantize._never_slower import Verdict, leave_slow_groups
+from infconv.quantize._placement import PLACEMENTS, Layer, Placement, is_kept, layers_of, place
+from infconv.quantize._plan_file import PrecisionPlan
 from infconv.quantize._qdq import Inserter, QuantisedLayer
+from infconv.quantize._record import plan_document, planned_floats
 from infconv.quantize._search import Aim, Decision, evaluation_batches, search, wanted_tensors
 
 _OPSET = 13
@@ -36,6 +39,10 @@ class QuantizeStatic(Pass):
     """Make up for the mean error of rounded weights, where that helps."""
     min_sqnr: float | None = None
     """Keep the most sensitive layers float until the outputs reach this many dB; by default the tolerance's."""
+    never_slower: bool = True
+    """Leave groups of layers float that are not faster in INT8, measured where the target runs on this machine."""
+    precision_plan: str | None = None
+    """A precision plan of an earlier conversion: what it keeps in float32 stays float."""
     trials: int = Field(12, ge=4)
     """How often the model is run to choose schemes, at most."""
 
@@ -45,29 +52,63 @@ class QuantizeStatic(Pass):
         if any(node.op_type in {"QuantizeLinear", "DequantizeLinear"} for node in model.graph.all_nodes()):
             context.notes.append("The model has QuantizeLinear/DequantizeLinear of its own: they are kept as they are.")
             return 0
-        excluded = frozenset(layer.name for layer in layers_of(model, placement.compute) if self._is_kept(layer.node))
-        placed = place(model, placement, excluded)
-        if not placed.layers:
+        floats = self._kept(model, layers_of(model, placement.compute))
+        if not place(model, placement, floats.keys()).layers:
             return 0
         _check(model, context)
+        decision = self._decide(model, placement, frozenset(floats), context)
+        floats |= {
+            name: f"sensitivity: alone it leaves {decision.sensitivity[name]:.1f} dB" for name in decision.floats
+        }
+        if self.never_slower and context.target in RUNTIMES:
+            verdict = _measured(model, placement, decision, frozenset(floats), context)
+            context.notes.extend(verdict.notes)
+            if not verdict.pays:
+                return 0
+            floats |= dict.fromkeys(verdict.floats, "kernel: the whole is faster when it is float")
+        context.notes.extend(_remarks(model, placement, decision))
+        context.documents["precision.yaml"] = plan_document(model, placement, decision, floats).to_yaml()
+        return apply_decision(model, placement, decision, frozenset(floats))
+
+    def _kept(self, model: ir.Model, layers: list[Layer]) -> dict[str, str]:
+        """Return the layers that stay float by the user's will, and the reason."""
+        found = {layer.name: "user: keep" for layer in layers if is_kept(layer.node, self.keep)}
+        if self.precision_plan is not None:
+            planned = planned_floats(model, layers, PrecisionPlan.load(self.precision_plan))
+            found |= dict.fromkeys(planned, "user: the precision plan")
+        return found
+
+    def _decide(self, model: ir.Model, placement: Placement, excluded: frozenset[str], context: Context) -> Decision:
         assert context.calibration is not None
-        tell = context.progress or (lambda _: None)
-        tell(f"calibrating {len(placed.tensors)} tensors")
-        records = collect(model, wanted_tensors(placed), context.calibration.batches)
-        batches = context.calibration.batches
+        batches, tell = context.calibration.batches, context.progress or (lambda _: None)
+        wanted = wanted_tensors(place(model, placement, excluded))
+        tell(f"calibrating {len(wanted)} tensors")
+        records = collect(model, wanted, batches)
         least = self.min_sqnr if self.min_sqnr is not None or context.tolerance is None else context.tolerance.min_sqnr
         aim = Aim(None if self.scheme == "auto" else self.scheme, self.correct_bias, self.trials, least)
         tell("choosing scales")
-        decision = isolate.call(
+        return isolate.call(
             lambda: search(model, placement, records, evaluation_batches(batches, aim.samples), aim, excluded),
             what="Choosing quantisation parameters",
         )
-        context.notes.extend(_remarks(model, placement, decision))
-        return apply_decision(model, placement, decision, excluded)
 
-    def _is_kept(self, node: ir.Node) -> bool:
-        name = node.name or node.outputs[0].name or ""
-        return any(p == f"op:{node.op_type}" or fnmatchcase(name, p) for p in self.keep)
+
+def _measured(
+    model: ir.Model, placement: Placement, decision: Decision, floats: frozenset[str], context: Context
+) -> Verdict:
+    """Return which layers stay float for speed on the target."""
+    assert context.calibration is not None
+    (context.progress or (lambda _: None))("measuring latency")
+
+    def quantise(more: frozenset[str]) -> ir.Model:
+        clone = model.clone()
+        apply_decision(clone, placement, decision, floats | more)
+        return clone
+
+    layers = place(model, placement, floats).layers
+    if not layers:
+        return Verdict(frozenset(), ())
+    return leave_slow_groups(context.target, model, layers, quantise, next(context.calibration.batches()))
 
 
 def _check(model: ir.Model, context: Context) -> None:
@@ -78,9 +119,9 @@ def _check(model: ir.Model, context: Context) -> None:
         raise UnsupportedError(f"INT8 needs opset {_OPSET} or later; the model has {opset}.", "Add --opset 20.")
 
 
-def apply_decision(model: ir.Model, placement: Placement, decision: Decision, excluded: frozenset[str]) -> int:
-    """Write `decision` into `model`; return the number of pairs inserted."""
-    placed = place(model, placement, excluded | set(decision.floats))
+def apply_decision(model: ir.Model, placement: Placement, decision: Decision, floats: frozenset[str]) -> int:
+    """Write `decision` into `model`, the layers `floats` aside; return the number of pairs inserted."""
+    placed = place(model, placement, floats)
     params = {group: decision.params[values[0].name or ""] for group, values in placed.groups().items()}
     constants = {
         layer.node: QuantisedLayer(

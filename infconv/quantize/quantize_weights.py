@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import numpy as np
@@ -17,7 +16,7 @@ from infconv.passes._graphs import take_over
 from infconv.passes._values import constant
 from infconv.quantize._blocks import Blocks, gptq, round_to_nearest
 from infconv.quantize._hessians import input_moments
-from infconv.quantize._placement import Layer, layers_of
+from infconv.quantize._placement import Layer, is_kept, layers_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -59,10 +58,8 @@ class QuantizeWeights(Pass):
         return len(layers)
 
     def _takes(self, layer: Layer) -> bool:
-        name = layer.label
         size = layer.weight.const_value.size if layer.weight.const_value is not None else self.least
-        kept = any(p == f"op:{layer.node.op_type}" or fnmatchcase(name, p) for p in self.keep)
-        return size >= self.least and not kept
+        return size >= self.least and not is_kept(layer.node, self.keep)
 
     def _blocks(
         self, model: ir.Model, layers: list[Layer], context: Context, symmetric: bool

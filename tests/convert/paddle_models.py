@@ -59,6 +59,13 @@ class Recurrent(nn.Layer):
 
 
 @maker
+def gelu():
+    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0)
+    layer.activation = lambda x: 4 * nn.functional.gelu(x, approximate=True)
+    return layer, [floats(None, None, 16, name="source")]
+
+
+@maker
 def lstm():
     return Recurrent(nn.LSTM), [floats(None, None, 4)]
 

@@ -33,13 +33,13 @@ MAKER = Path(__file__).with_name("paddle_models.py")
 NAMES = {
     "pir": (
         *("resnet", "mobilenet", "transformer", "lstm", "gru", "several", "apart", "loop", "branch", "scalars"),
-        *("resize", "alias", "singular", "singular_branch", "norm"),
+        *("resize", "gelu", "alias", "singular", "singular_branch", "norm"),
     ),
     # Paddle 3 in its old mode cannot save a branch or an encoder any more
     "program": ("resnet", "mobilenet", "lstm", "gru", "several", "loop", "scalars", "singular"),
 }
 CONVERTED = [
-    *[("pir", name) for name in NAMES["pir"][:11]],
+    *[("pir", name) for name in NAMES["pir"][:12]],
     *[("program", name) for name in NAMES["program"][:7]],
 ]
 
@@ -107,7 +107,8 @@ def test_every_model_from_every_format_to_every_target(
         assert artifact.verification.reference.startswith("paddle ")
         assert len(artifact.verification.samples) == 3
         found = artifact.verification.worst()
-        assert artifact.precision != "fp32" or found.sqnr_db is None or found.sqnr_db > 80, "1e-4 of the signal"
+        # 100 dB is 1e-5 of the signal: the two kinds of GELU differ by more
+        assert artifact.precision != "fp32" or found.sqnr_db is None or found.sqnr_db > 100
 
 
 @pytest.mark.paddle

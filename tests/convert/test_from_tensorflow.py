@@ -78,6 +78,7 @@ class Lent:
 
     def __init__(self, process: WorkerProcess) -> None:
         self.ask = process.ask
+        self.log = process.log
 
     def close(self) -> None:
         """Leave the process to the next test."""
@@ -338,22 +339,23 @@ def converted(path: Path, folder: Path, targets: list[str], *precisions: str, **
 
 
 @pytest.mark.tensorflow
-@pytest.mark.parametrize("name", ["cnn.keras", "transformer", "lstm.h5", "gru.pb", "cnn_int8.tflite"])
+@pytest.mark.parametrize("name", ["cnn.keras", "transformer", "lstm.h5", "gru.pb"])
 def test_every_target_in_fp32_and_fp16(name: str, models: Path, shared: None, tmp_path: Path) -> None:
-    precisions = ["fp32"] if "int8" in name else ["fp32", "fp16"]
-    converted(models / name, tmp_path, ["onnx", "openvino", "tensorrt"], *precisions)
+    converted(models / name, tmp_path, ["onnx", "openvino", "tensorrt"], "fp32", "fp16")
 
 
 @pytest.mark.tensorflow
-def test_control_flow_reaches_the_targets(models: Path, shared: None, tmp_path: Path) -> None:
-    converted(models / "flow", tmp_path, ["onnx", "openvino"], "fp32")
+@pytest.mark.parametrize("name", ["cnn_int8.tflite", "flow"])
+def test_quantised_models_and_control_flow_reach_targets(name: str, models: Path, shared: None, tmp_path: Path) -> None:
+    """TensorRT has no asymmetric INT8, and no If around a Loop of data."""
+    converted(models / name, tmp_path, ["onnx", "openvino"], "fp32")
 
 
 @pytest.mark.tensorflow
 def test_a_gelu_of_keras_becomes_one_operator(models: Path, shared: None, tmp_path: Path) -> None:
-    [artifact] = converted(models / "sequential.keras", tmp_path, ["onnx"], "fp32").artifacts
+    [artifact] = converted(models / "sequential.keras", tmp_path, ["onnxruntime"], "fp32").artifacts
     operators = Counter(node.op_type for node in onnx.load(artifact.path).graph.node)
-    assert operators["Gelu"] == 1
+    assert operators["Gelu"] + operators["BiasGelu"] == 1
     assert operators["Erf"] == 0
 
 

@@ -244,6 +244,13 @@ def test_a_framework_that_is_not_installed_names_the_extra(script: Path, log: Pa
     assert "pip install 'infconv[absent]'" in caught.value.hint
 
 
+def test_a_plugins_worker_lives_in_its_own_folder(tmp_path: Path, log: Path):
+    code = "from ._worker import peak_memory\ndef operations(): return {'peak': lambda _: {'bytes': peak_memory()}}\n"
+    (tmp_path / "_worker_plugged.py").write_text(code)
+    with WorkerProcess("plugged", None, None, log, tmp_path) as worker:
+        assert worker.ask({"op": "peak"})["bytes"] > 1 << 20
+
+
 @pytest.mark.parametrize(("python", "words"), [("/no/such/python", "cannot be started"), ("/bin/true", "ended early")])
 def test_an_interpreter_that_is_none(script: Path, log: Path, python: str, words: str):
     with WorkerProcess("toy", python, None, log) as worker, pytest.raises(InfconvError, match=words):

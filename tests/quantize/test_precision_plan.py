@@ -200,11 +200,13 @@ def test_convert_leaves_a_plan_that_serves_another_target(tmp_path: Path) -> Non
     assert left.name in manifest["artifact"]
     assert manifest["compute_share"] == {"float16": 1.0}
 
+    assert "reason: user" not in left.read_text()
     text = left.read_text().replace("node: fc2, op: MatMul, type: float16", "node: fc2, op: MatMul, type: float32")
     left.write_text(text)
     second = infconv.convert(
         tmp_path / "m.onnx", target="ort", output=tmp_path / "b.onnx", precision_plan=left, dim={"n": (1, 2)}
     )
+    assert "node: fc2, op: MatMul, type: float32, reason: user" in (tmp_path / "b.onnx.precision.yaml").read_text()
     assert second.artifacts[0].compute == {"float16": 2, "float32": 1}
     assert second.artifacts[0].compute_share["float32"] == pytest.approx(1 / 3)
 

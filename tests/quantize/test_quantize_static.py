@@ -17,7 +17,9 @@ from infconv.convert.to_openvino import ToOpenVINO
 from infconv.convert.to_tensorrt import ToTensorRT
 from infconv.errors import UnsupportedError, UsageError
 from infconv.model import save
+from infconv.quantize._latency import Race, race
 from infconv.quantize._placement import PLACEMENTS, place
+from infconv.quantize._plan_file import PrecisionPlan
 from infconv.quantize._qdq import widened
 from infconv.quantize._schemes import Grid, Weights, candidates, params_of, quantise_weight, quantised_error
 from infconv.quantize._sketch import Sketch
@@ -25,7 +27,7 @@ from infconv.quantize.quantize_static import QuantizeStatic
 from tests.quantize.nets import Net, attention, context, decibel, inverted, kernels, residual, run, samples
 
 BUILDERS = pytest.mark.parametrize("build", [residual, inverted, attention])
-FAST = QuantizeStatic(trials=4)
+FAST = QuantizeStatic(trials=4, never_slower=False)
 
 
 def quantised(build: Callable[[], ir.Model], target: str, step: QuantizeStatic = FAST, **more: Any) -> ir.Model:
@@ -172,6 +174,66 @@ def test_the_tolerance_is_the_budget() -> None:
     FAST.run(model, ctx)
     x = samples(model)
     assert decibel(run(residual(), x), run(model, x)) > 55
+
+
+def outcome(monkeypatch: pytest.MonkeyPatch, slow: set[str], target: str = "onnxruntime") -> tuple[int, ir.Model, Any]:
+    """Quantise on a machine where models that have one of the kernels `slow` in 8 bits take twice as long."""
+
+    def cost(model: ir.Model) -> float:
+        eight_bits = {n.op_type for n in model.graph if n.op_type in {"Conv", "Gemm"} and n.inputs[1].producer()}  # type: ignore
+        return 2.0 if eight_bits & slow else 1.0 if eight_bits else 1.5
+
+    def race(_target: str, first: ir.Model, second: ir.Model, _feed: Any) -> Race:
+        return Race([cost(first)] * 9, [cost(second)] * 9)
+
+    monkeypatch.setattr("infconv.quantize._never_slower.race", race)
+    model = residual()
+    ctx = context(model, target)
+    return QuantizeStatic(trials=4).run(model, ctx), model, ctx
+
+
+def test_layers_that_are_slower_in_8_bits_stay_float(monkeypatch: pytest.MonkeyPatch) -> None:
+    changes, model, ctx = outcome(monkeypatch, {"Gemm"})
+    assert changes > 0
+    assert {n.op_type: n.inputs[1].producer() is not None for n in model.graph if n.op_type in {"Conv", "Gemm"}} == {  # type: ignore
+        "Conv": True,
+        "Gemm": False,
+    }
+    assert "Gemm nodes stay float" in ctx.notes[0]
+    assert "67% of the FP32 time" in ctx.notes[1]
+    assert "the whole is faster when it is float" in ctx.documents["precision.yaml"]
+
+
+def test_a_model_that_does_not_pay_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    changes, model, ctx = outcome(monkeypatch, {"Gemm", "Conv"})
+    assert changes == 0
+    assert operators(model)["QuantizeLinear"] == 0
+    assert "INT8 takes 133% of the FP32 time" in ctx.notes[-1]
+
+
+def test_two_runs_of_the_same_model_are_no_race() -> None:
+    model = inverted()
+    for target in ("onnxruntime", "openvino"):
+        found = race(target, model, model.clone(), {"x": samples(model, 2)})
+        assert len(found.first) >= 10
+        assert not found.second_is_faster()
+        assert not found.second_is_slower()
+    assert Race([2.0] * 8, [1.0] * 8).second_is_faster()
+    assert not Race([2.0] * 8, [1.0, 3.0] * 4).second_is_faster()  # the rounds disagree
+
+
+def test_the_plan_says_what_became_of_each_layer_and_can_be_applied_again(tmp_path: Path) -> None:
+    model, again = residual(), residual()
+    ctx = context(model, "openvino")
+    FAST.model_copy(update={"keep": ("op:Gemm",)}).run(model, ctx)
+    (tmp_path / "p.yaml").write_text(ctx.documents["precision.yaml"])
+    plan = PrecisionPlan.load(tmp_path / "p.yaml")
+    assert Counter(entry.type for entry in plan.nodes) == {"int8": 4, "float32": 1}
+    assert plan.facts["sqnr_db"] > 20
+    assert plan.nodes[0].quantization["input 0"]["scale"] > 0
+    step = FAST.model_copy(update={"precision_plan": str(tmp_path / "p.yaml")})
+    step.run(again, context(again, "openvino"))
+    assert operators(again) == operators(model)
 
 
 def test_layers_can_be_kept() -> None:

@@ -13,7 +13,7 @@ import infconv
 from infconv import isolate
 from infconv.errors import InfconvError
 from infconv.repro import Command, Expected, Repro, typed
-from infconv.spec import load_spec
+from infconv.run_file import load_spec
 from tests.trust import models
 from tests.trust.faults import FAULTS, Planted
 

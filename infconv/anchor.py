@@ -1,0 +1,82 @@
+"""Relative paths in a pipeline: which of its keys are paths, and how they become absolute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+Keys = tuple[str | int, ...]
+
+_PATHS: tuple[tuple[str, ...], ...] = (
+    ("source", "path"),
+    ("source", "weights"),
+    ("source", "python_path", "*"),
+    ("sample",),
+    ("calibration", "path"),
+    ("calibration", "text", "tokenizer"),
+    ("targets", "*", "output"),
+    ("targets", "*", "precision_plan"),
+    ("gates", "baseline"),
+    ("reports", "*"),
+)
+"""The keys that hold a path; `*` stands for each item of a list."""
+
+
+def anchored(data: Mapping[str, Any], folder_of: Callable[[Keys], Path], own: Path) -> dict[str, Any]:
+    """Return a pipeline's `data` with absolute paths; unnamed outputs go to the folder `own`.
+
+    `folder_of` tells the folder that the path at some keys is relative to. `module:function` and URLs stay.
+    """
+    result = cast("dict[str, Any]", _copied(data))
+    for keys in _PATHS:
+        _anchor(result, keys, (), folder_of)
+    for target in cast("list[Any]", result.get("targets") or []):
+        if isinstance(target, dict):
+            cast("dict[str, Any]", target).setdefault("output", str(own))
+    _add_own_folder(result, own)
+    return result
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _copied(inner) for key, inner in cast("Mapping[Any, Any]", value).items()}
+    return [_copied(inner) for inner in cast("list[Any]", value)] if isinstance(value, list) else value
+
+
+def _anchor(node: Any, keys: tuple[str, ...], path: Keys, folder_of: Callable[[Keys], Path]) -> None:
+    """Make what `keys` lead to from `node`, which is at `path`, absolute; what is of another type is left alone."""
+    first, *rest = keys
+    places: list[Any] = []
+    if first == "*" and isinstance(node, list):
+        places = list(range(len(cast("list[Any]", node))))
+    elif isinstance(node, dict) and first in node:
+        places = [first]
+    for place in places:
+        if rest:
+            _anchor(node[place], tuple(rest), (*path, place), folder_of)
+        elif isinstance(node[place], str) and node[place] and not is_reference(node[place]):
+            node[place] = str(folder_of((*path, place)) / node[place])
+
+
+def _add_own_folder(data: dict[str, Any], own: Path) -> None:
+    """Look for the modules that the pipeline names in its own folder too, if it names any."""
+    source: Any = data.get("source")
+    items: list[Any] = [*(data.get("steps") or ()), *(data.get("add") or ())]
+    names = [item if isinstance(item, str) else next(iter(item), "") for item in items]
+    verify: Any = data.get("verify")
+    names.append(verify.get("metric") if isinstance(verify, dict) else None)
+    if isinstance(source, dict) and any(_is_module(name) for name in (source.get("path"), *names)):
+        folders = list(source.get("python_path") or ())
+        if str(own) not in folders:
+            source["python_path"] = [*folders, str(own)]
+
+
+def _is_module(name: Any) -> bool:
+    return isinstance(name, str) and is_reference(name) and "://" not in name
+
+
+def is_reference(path: str) -> bool:
+    """Return whether `path` is `module:function` or a URL, which no folder applies to."""
+    head, separator, tail = path.partition(":")
+    return bool(separator) and (tail.startswith("//") or head.replace(".", "").isidentifier())

@@ -1,0 +1,138 @@
+"""Earlier figures of artifacts, kept in a JSON file, and the artifacts themselves beside it for a fair race."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from infconv.errors import UsageError
+from infconv.plain import plain
+from infconv.publish import digest, publish, staging
+from infconv.result import Artifact, Figures, Latency
+
+_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Past:
+    """What the baseline knows of an artifact."""
+
+    figures: Figures
+    sha256: str
+    machine: Mapping[str, Any]
+    """Where the latency was measured."""
+    copy: Path | None
+    """The artifact of then, when it is still there."""
+
+
+class Baseline:
+    """A baseline file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is one."""
+        return self.path.exists()
+
+    def past(self, artifact: Artifact) -> Past | None:
+        """Return the figures of then for the artifact of this path. Raises UsageError when the file is not valid."""
+        entry = self._read().get(self.key(artifact.path))
+        if entry is None:
+            return None
+        try:
+            latency = entry["latency"] and Latency(**entry["latency"])
+            figures = Figures(artifact.path, int(entry["nodes"]), int(entry["bytes"]), latency)
+            copy = self.copies / entry["sha256"][:16] / Path(artifact.path).name
+            return Past(figures, entry["sha256"], entry["machine"], copy if copy.is_file() else None)
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._broken(f"{self.key(artifact.path)}: {error}") from error
+
+    @property
+    def copies(self) -> Path:
+        """The folder of the artifacts of then."""
+        return self.path.with_name(f"{self.path.stem}.artifacts")
+
+    def key(self, artifact: str) -> str:
+        """Return an artifact's name in the file: its path from the file's folder."""
+        return Path(os.path.relpath(artifact, self.path.parent)).as_posix()
+
+    def _read(self) -> dict[str, Any]:
+        if not self.exists:
+            return {}
+        try:
+            document: Any = json.loads(self.path.read_text(encoding="utf-8"))
+            if document["baseline_version"] != _VERSION:
+                raise self._broken(f"version {document['baseline_version']}")
+            return cast("dict[str, Any]", document["artifacts"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise self._broken(str(error)) from error
+
+    def _broken(self, why: str) -> UsageError:
+        return UsageError(f"'{self.path}' is not a baseline: {why}.", "Write it anew with --update-baseline.")
+
+    def store(self, artifacts: Sequence[Artifact], figures: Sequence[Figures], *, update: bool) -> int:
+        """Store the figures of artifacts: with `update` of all, else of those that the file lacks. Return how many."""
+        known = {} if update and not self._is_valid() else self._read()
+        measured = {each.artifact: each for each in figures}
+        new = {self.key(a.path): a for a in artifacts if a.path in measured and (update or self.key(a.path) not in known)}
+        if not new:
+            return 0
+        for key, artifact in new.items():
+            own = plain(measured[artifact.path])
+            sha256 = digest(Path(artifact.path))
+            known[key] = {name: own[name] for name in ("nodes", "bytes", "latency")}
+            known[key] |= {"sha256": sha256, "machine": machine()}
+            if measured[artifact.path].latency is not None:
+                self._keep(artifact, sha256)
+        self._write(known)
+        self._forget({entry["sha256"][:16] for entry in known.values()})
+        return len(new)
+
+    def _is_valid(self) -> bool:
+        try:
+            self._read()
+        except UsageError:
+            return False
+        return True
+
+    def _keep(self, artifact: Artifact, sha256: str) -> None:
+        folder = self.copies / sha256[:16]
+        first = folder / Path(artifact.path).name
+        with staging(first) as stage:
+            copies = [Path(shutil.copy2(file, stage / Path(file).name)) for file in artifact.files]
+            publish(copies, folder)
+
+    def _write(self, known: Mapping[str, Any]) -> None:
+        document = {"baseline_version": _VERSION, "artifacts": dict(sorted(known.items()))}
+        with staging(self.path) as stage:
+            file = stage / self.path.name
+            file.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            publish([file], self.path.parent)
+
+    def _forget(self, wanted: set[str]) -> None:
+        """Remove the copies that no entry names any more."""
+        for folder in self.copies.glob("*") if self.copies.is_dir() else ():
+            if folder.name not in wanted:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def machine() -> dict[str, Any]:
+    """Return what a latency depends on beside the model and the runtime: the processor, and how many cores there are."""
+    return {"processor": _processor(), "cores": os.cpu_count(), "system": platform.system()}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.machine())
