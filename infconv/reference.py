@@ -182,9 +182,11 @@ def _agree(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
 
 
 def _is_random(node: ir.Node) -> bool:
+    from infconv.passes._values import constant
+
     if node.op_type == "Dropout" and len(node.inputs) > 2 and node.inputs[2] is not None:
-        mode = node.inputs[2].const_value  # training_mode: known to be off, or else it may drop
-        return mode is None or bool(mode.numpy().any())
+        mode = constant(node.inputs[2])  # training_mode: known to be off, or else it may drop
+        return mode is None or bool(mode.any())
     return node.op_type in {"Bernoulli", "Multinomial"}
 
 

@@ -90,8 +90,10 @@ class Planner:
         """The largest magnitude of each value of the main graph on the samples."""
         self.out_of_range = False
         """Whether a constant or an activation does not fit the narrow format."""
+        self.notes: list[str] = []
+        """What this planner told the user."""
         self._scales = scales or {}
-        self._wiring = wiring
+        self.wiring = wiring
         self._narrow = wiring.narrow
         self._context = context
         self._origins = Origins(wiring)
@@ -109,7 +111,7 @@ class Planner:
         if given is not None:
             self._follow(given)
         for node in self._free():
-            self._keep([node], *_rules.sensitive_reason(self._wiring, node, self._context.target))
+            self._keep([node], *_rules.sensitive_reason(self.wiring, node, self._context.target))
         self._keep_positions()
         self._keep_constants()
         if self._context.samples and self._narrow.name == "float16":
@@ -131,12 +133,12 @@ class Planner:
 
     def _solved(self) -> Plan:
         lowered = self._cheapest()
-        decisions = {node: self._decision(node, lowered) for node in self._wiring.nodes if self._touches(node)}
+        decisions = {node: self._decision(node, lowered) for node in self.wiring.nodes if self._touches(node)}
         return Plan(decisions, dict(self._clamps))
 
     def _touches(self, node: ir.Node) -> bool:
         return not is_constant(node) and any(
-            value in self._wiring.wires for value in (*node.inputs, *node.outputs) if value is not None
+            value in self.wiring.wires for value in (*node.inputs, *node.outputs) if value is not None
         )
 
     def _decision(self, node: ir.Node, lowered: set[ir.Node]) -> Decision:
@@ -146,7 +148,7 @@ class Planner:
         return self._kept.get(node, by_default)
 
     def _free(self) -> list[ir.Node]:
-        return [node for node in self._wiring.nodes if node not in self._kept]
+        return [node for node in self.wiring.nodes if node not in self._kept]
 
     def _keep(self, nodes: Iterable[ir.Node], reason: str | None, kind: str) -> None:
         if reason is not None:
@@ -154,25 +156,29 @@ class Planner:
                 if node not in self._forced:
                     self._kept.setdefault(node, Decision(FLOAT, reason, kind))
 
+    def _note(self, text: str) -> None:
+        self.notes.append(text)
+        self._context.notes.append(text)
+
     def _keep_fixed(self) -> None:
         told: set[str] = set()
-        for node in self._wiring.nodes:
-            reason = _rules.fixed_reason(self._wiring, node, self._context.target)
+        for node in self.wiring.nodes:
+            reason = _rules.fixed_reason(self.wiring, node, self._context.target)
             self._keep([node], reason, "kernel")
             if reason and node.op_type in _rules.COMPUTE and node.op_type not in told and self._touches(node):
                 told.add(node.op_type)
-                self._context.notes.append(f"lower-precision: {node.op_type} '{node.name}' stays FP32: {reason}.")
+                self._note(f"lower-precision: {node.op_type} '{node.name}' stays FP32: {reason}.")
 
     def _keep_named(self, patterns: Sequence[str]) -> None:
         for pattern in patterns:
-            found = [node for node in self._wiring.nodes if selects(pattern, node)]
+            found = [node for node in self.wiring.nodes if selects(pattern, node)]
             self._keep(found, f"named by the user ({pattern})", "user")
             if not found:
-                self._context.notes.append(f"lower-precision: keep '{pattern}' names no node of the model.")
+                self._note(f"lower-precision: keep '{pattern}' names no node of the model.")
 
     def _follow(self, given: PrecisionPlan) -> None:
         """Take over the float types of a plan; integer ones are for the quantizing steps."""
-        matched = given.match(self._wiring.model)
+        matched = given.match(self.wiring.model)
         refused: list[NodePlan] = []
         for node, entry in matched.entries.items():
             if entry.type == "float32":
@@ -190,14 +196,14 @@ class Planner:
             some = ", ".join(f"{entry.op} '{entry.node}'".lstrip() for entry in entries[:3])
             more = f" and {len(entries) - 3} more" if len(entries) > 3 else ""
             what = f"1 entry of the precision plan {one}" if len(entries) == 1 else f"{len(entries)} entries {many}"
-            self._context.notes.append(f"lower-precision: {what}: {some}{more}.")
+            self._note(f"lower-precision: {what}: {some}{more}.")
 
     def _keep_positions(self) -> None:
         reason = (
             f"it computes with positions, and {self._narrow.label} is exact only up to {self._narrow.exact_integers}"
         )
         for node in self._free():
-            floats = [value for value in node.outputs if value in self._wiring.wires]
+            floats = [value for value in node.outputs if value in self.wiring.wires]
             if floats and node.op_type not in _rules.MOVEMENT and self._origins[floats[0]] == Origin.POSITION:
                 self._keep([node], reason, "sensitivity")
 
@@ -217,15 +223,15 @@ class Planner:
 
     def _literals(self) -> list[tuple[Wire, ir.TensorProtocol]]:
         """Return the constants, and the tensors that ConstantOfShape repeats."""
-        found = list(self._wiring.constants())
-        for node in self._wiring.nodes:
-            wire = self._wiring.wires.get(node.outputs[0]) if node.outputs else None
+        found = list(self.wiring.constants())
+        for node in self.wiring.nodes:
+            wire = self.wiring.wires.get(node.outputs[0]) if node.outputs else None
             if node.op_type == "ConstantOfShape" and node.domain == "" and wire and "value" in node.attributes:
                 found.append((wire, node.attributes["value"].as_tensor()))
         return found
 
     def _handle_overflow(self, value: ir.Value, tensor: ir.TensorProtocol, loss: _constants.Loss) -> None:
-        flow = _masks.trace(value, self._wiring, self._origins)
+        flow = _masks.trace(value, self.wiring, self._origins)
         if flow.nodes and flow.is_mask:
             self._clamps[value] = _constants.clamped(tensor, self._narrow)
             return
@@ -238,24 +244,24 @@ class Planner:
         nodes = [side for side in sides if isinstance(side, ir.Node) and side not in taken]
         if nodes:
             self._keep(nodes, reason, "range")
-            self._context.notes.append(f"lower-precision: {nodes[0].op_type} '{nodes[0].name}' stays FP32: {reason}.")
+            self._note(f"lower-precision: {nodes[0].op_type} '{nodes[0].name}' stays FP32: {reason}.")
 
     def _keep_ranges(self) -> None:
         softmax = {node.inputs[0]: node for node in self._free() if node.op_type == "Softmax" and node.inputs[0]}
         measured = [
-            wire.value for wire in self._wiring.wires.values() if wire.source is not None and self._is_top(wire.value)
+            wire.value for wire in self.wiring.wires.values() if wire.source is not None and self._is_top(wire.value)
         ]
         queries = [Query(value.name) for value in measured if value.name]
         queries += [Query(value.name, MASKED) for value in softmax if value in measured and value.name]
         clamps = {value.name: tensor for value, tensor in self._clamps.items() if value.name}
         try:
-            maxima = _ranges.measure(self._wiring.model, queries, self._context.samples, clamps)
+            maxima = _ranges.measure(self.wiring.model, queries, self._context.samples, clamps)
         except InfconvError as error:
-            self._context.notes.append(f"lower-precision: no activation ranges: {error.message}")
+            self._note(f"lower-precision: no activation ranges: {error.message}")
             return
         self.maxima = {value: maxima[Query(value.name or "")] for value in measured}
         for value, largest in self.maxima.items():
-            self._keep_range(self._wiring.wires[value], largest)
+            self._keep_range(self.wiring.wires[value], largest)
         for value, node in softmax.items():
             largest = maxima.get(Query(value.name or "", MASKED), 0.0)
             if largest > _LOGITS:
@@ -266,7 +272,7 @@ class Planner:
                 )
 
     def _is_top(self, value: ir.Value) -> bool:
-        return value.graph is self._wiring.model.graph
+        return value.graph is self.wiring.model.graph
 
     def _keep_range(self, wire: Wire, largest: float) -> None:
         label = self._narrow.label
@@ -276,8 +282,8 @@ class Planner:
         elif 0.0 < largest < self._narrow.smallest_normal:
             reason = f"'{wire.value.name}' stays below {largest:.1g} on the samples, where {label} loses bits"
         self.out_of_range |= reason is not None
-        if reason and self._wiring.narrow.dtype in {wire.source, *(use.side for use in wire.uses)}:
-            self._context.notes.append(f"lower-precision: {reason}, and the model's border is {label} there.")
+        if reason and self.wiring.narrow.dtype in {wire.source, *(use.side for use in wire.uses)}:
+            self._note(f"lower-precision: {reason}, and the model's border is {label} there.")
         self._keep(
             [side for side in [wire.source, *(u.side for u in wire.uses)] if isinstance(side, ir.Node)], reason, "range"
         )
@@ -288,7 +294,7 @@ class Planner:
         while queue:
             node = queue.pop()
             for value in node.inputs if node.op_type not in _rules.COMPUTE else ():
-                producer = None if value is None or value not in self._wiring.wires else value.producer()
+                producer = None if value is None or value not in self.wiring.wires else value.producer()
                 if producer is not None and producer not in found and self._makes_logits(producer):
                     found[producer] = None
                     queue.append(producer)
@@ -301,13 +307,13 @@ class Planner:
     def _cheapest(self) -> set[ir.Node]:
         """Return the nodes to lower: of all ways that respect what is kept, the one with the fewest casts."""
         network = Network()
-        vertices = {node: self._vertex(node, network) for node in self._wiring.nodes}
+        vertices = {node: self._vertex(node, network) for node in self.wiring.nodes}
         sides = {FLOAT: Network.SINK, self._narrow.dtype: Network.SOURCE}
 
         def vertex(side: Side) -> int:
             return vertices[side] if isinstance(side, ir.Node) else sides[side]
 
-        for wire in self._wiring.wires.values():
+        for wire in self.wiring.wires.values():
             if wire.source is None:
                 continue
             uses = [vertex(use.side) for use in wire.uses]
@@ -326,7 +332,7 @@ class Planner:
         vertex = network.vertex()
         cost = _MOVEMENT if node.op_type in _rules.MOVEMENT else _ELEMENTWISE
         if node.op_type == "Cast" and self._narrow.dtype in {
-            self._wiring.types.get(v) for v in (*node.inputs, *node.outputs) if v
+            self.wiring.types.get(v) for v in (*node.inputs, *node.outputs) if v
         }:
             cost = _OWN_CAST
         network.edge(Network.SOURCE, vertex, cost)

@@ -60,29 +60,28 @@ class LowerPrecision(Pass):
         """
         removed = remove_casts_to_same_type(model)
         known = identities(model)
-        wiring, planner, scales = self._prepared(model, context)
-        found = Found(planner.plan(self.keep, self._given()))
-        if not any(wiring.is_lowerable(node) for node in found.plan.lowered()):
-            return removed + len(scales) + apply(wiring, found.plan)
-        if context.samples and self.search_seconds:
-            found = Search(wiring, planner, context, self.search_seconds).run(found.plan)
-        context.documents["precision.yaml"] = self._document(found, found.plan.entries(model, known, scales)).to_yaml()
-        return removed + len(scales) + apply(wiring, found.plan)
+        planner, plan, scales = self._planned(model, context)
+        found = Found(plan)
+        if any(planner.wiring.is_lowerable(node) for node in plan.lowered()):
+            if context.samples and self.search_seconds:
+                found = Search(planner, context, self.search_seconds).run(plan)
+            entries = found.plan.entries(model, known, scales)
+            context.documents["precision.yaml"] = self._document(found, entries).to_yaml()
+        return removed + len(scales) + apply(planner.wiring, found.plan)
 
-    def _prepared(self, model: ir.Model, context: Context) -> tuple[Wiring, Planner, dict[ir.Node, int]]:
-        """Return what makes the plan, after scaling what does not fit the format; node -> exponent of its scale."""
-        wiring = self._wiring(model)
-        planner = Planner(wiring, context)
-        if self.scale and self.dtype == "float16" and context.samples:
-            notes = list(context.notes)
-            planner.plan(self.keep, self._given())
-            scales = rescale(wiring, planner.maxima) if planner.out_of_range else {}
-            context.notes[:] = notes
-            if scales:
-                wiring = self._wiring(model)
-                context.notes.append(_scaled(scales))
-            return wiring, Planner(wiring, context, scales), scales
-        return wiring, planner, {}
+    def _planned(self, model: ir.Model, context: Context) -> tuple[Planner, Plan, dict[ir.Node, int]]:
+        """Make the plan by the rules, after scaling what does not fit; return node -> exponent of its scale too."""
+        planner = Planner(self._wiring(model), context)
+        plan = planner.plan(self.keep, self._given())
+        if not (self.scale and self.dtype == "float16" and planner.out_of_range and planner.maxima):
+            return planner, plan, {}
+        scales = rescale(planner.wiring, planner.maxima)
+        if not scales:
+            return planner, plan, {}
+        context.notes[:] = [note for note in context.notes if note not in planner.notes]
+        context.notes.append(_scaled(scales))
+        planner = Planner(self._wiring(model), context, scales)
+        return planner, planner.plan(self.keep, self._given()), scales
 
     def _given(self) -> PrecisionPlan | None:
         return None if self.precision_plan is None else PrecisionPlan.load(self.precision_plan)

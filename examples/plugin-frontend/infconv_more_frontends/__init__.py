@@ -1,0 +1,1 @@
+"""Frontends of infconv for JAX functions and scikit-learn estimators."""

@@ -1,0 +1,123 @@
+"""Store the weights of matrix products in 4 or 8 bits; activations stay float."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+from pydantic import Field
+
+from infconv.errors import UnsupportedError
+from infconv.passes import Context, Pass
+from infconv.passes._build import Builder, Names
+from infconv.passes._graphs import take_over
+from infconv.passes._values import constant
+from infconv.quantize._blocks import Blocks, gptq, round_to_nearest
+from infconv.quantize._hessians import input_moments
+from infconv.quantize._placement import Layer, layers_of
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+_COMPUTE = frozenset({"MatMul", "Gemm"})
+_OPSET = 21
+"""The first opset whose DequantizeLinear has blocks and 4 bits."""
+_GROUP = 1 << 28
+"""Bytes of second moments that are held at a time."""
+
+
+class QuantizeWeights(Pass):
+    """Store the weights of matrix products in blocks of 4 or 8 bits, each with a scale.
+
+    With calibration data rounding errors are made up for by the weights that follow (GPTQ), without it weights are
+    rounded to nearest with the scale of least error.
+    """
+
+    bits: Literal[4, 8] = 4
+    """Of an integer."""
+    block: Literal[16, 32, 64, 128, 256] = 32
+    """Weights, along the summed dimension, that share a scale."""
+    method: Literal["auto", "nearest", "gptq"] = "auto"
+    """auto: gptq with calibration data."""
+    least: int = Field(4096, ge=1)
+    """Weights of fewer elements stay float."""
+    keep: tuple[str, ...] = ()
+    """Layers that stay float: names, patterns such as `*/head/*`, operators such as `op:Gemm`."""
+
+    def run(self, model: ir.Model, context: Context) -> int:
+        """Quantise in place and return the number of weights. Raises UnsupportedError for opsets before 21."""
+        layers = [layer for layer in layers_of(model, _COMPUTE) if self._takes(layer)]
+        opset = model.graph.opset_imports.get("", 0)
+        if layers and opset < _OPSET:
+            raise UnsupportedError(f"INT4 needs opset {_OPSET} or later; the model has {opset}.", "Add --opset 21.")
+        names = Names(model)
+        symmetric = context.target == "tensorrt"
+        for layer, blocks in self._blocks(model, layers, context, symmetric):
+            _dequantize(layer, blocks, model, names)
+        return len(layers)
+
+    def _takes(self, layer: Layer) -> bool:
+        name = layer.label
+        size = layer.weight.const_value.size if layer.weight.const_value is not None else self.least
+        kept = any(p == f"op:{layer.node.op_type}" or fnmatchcase(name, p) for p in self.keep)
+        return size >= self.least and not kept
+
+    def _blocks(
+        self, model: ir.Model, layers: list[Layer], context: Context, symmetric: bool
+    ) -> Iterator[tuple[Layer, Blocks]]:
+        """Yield each layer with its blocks; moments are collected for some layers at a time."""
+        if self.method == "nearest" or context.calibration is None:
+            for layer in layers:
+                yield layer, round_to_nearest(_matrix(layer), self.block, self.bits, symmetric)
+            return
+        results: list[tuple[Layer, Blocks]] = []
+        for group in _groups(layers):
+            tensors = list(dict.fromkeys(layer.data.name or "" for layer in group))
+            moments = input_moments(model, tensors, context.calibration.batches)
+            results += [(layer, self._gptq(layer, moments, symmetric)) for layer in group]
+        yield from results
+
+    def _gptq(self, layer: Layer, moments: Mapping[str, Array], symmetric: bool) -> Blocks:
+        return gptq(_matrix(layer), moments[layer.data.name or ""], self.block, self.bits, symmetric)
+
+
+def _groups(layers: list[Layer]) -> Iterator[list[Layer]]:
+    group: list[Layer] = []
+    used = 0
+    for layer in layers:
+        rows = len(_matrix(layer))
+        if group and used + 4 * rows * rows > _GROUP:
+            yield group
+            group, used = [], 0
+        group.append(layer)
+        used += 4 * rows * rows
+    if group:
+        yield group
+
+
+def _matrix(layer: Layer) -> Array:
+    """Return the weight as [inputs, outputs]."""
+    weight = constant(layer.weight)
+    assert weight is not None
+    return weight.T if layer.axis == 0 else weight
+
+
+def _dequantize(layer: Layer, blocks: Blocks, model: ir.Model, names: Names) -> None:
+    """Replace the layer by DequantizeLinear and MatMul (and Add, for a Gemm)."""
+    op = Builder(model.graph, model.graph.opset_imports, names, f"{layer.label}/", initializers=True)
+    signed = blocks.zeros is None
+    dtype = ir.DataType[f"{'INT' if signed else 'UINT'}{blocks.bits}"]
+    integers = op.const(ir.tensor(blocks.integers.astype(dtype.numpy()), dtype))
+    zeros = [] if blocks.zeros is None else [op.const(ir.tensor(blocks.zeros.astype(dtype.numpy()), dtype))]
+    real = op.DequantizeLinear(
+        integers, op.const(blocks.scales), *zeros, axis=0, block_size=blocks.size, _like=layer.weight
+    )
+    product = op.MatMul(layer.data, real, _like=layer.node.outputs[0])
+    third = layer.node.inputs[2] if len(layer.node.inputs) > 2 else None
+    if third is not None:
+        product = op.Add(product, third, _like=layer.node.outputs[0])
+    op.add_to_graph(layer.node)
+    take_over(layer.node.outputs[0], product)
+    model.graph.remove(layer.node, safe=True)
