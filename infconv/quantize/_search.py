@@ -185,9 +185,7 @@ class _Search:
         self, setting: Setting, score: float, least: float
     ) -> tuple[Setting, float, tuple[str, ...], dict[str, float]]:
         """Keep the fewest layers float, the most sensitive ones first, with which the outputs reach `least` dB."""
-        self._simulator = Simulator(
-            self._model, self._placed, self._weights, self._batches, self._grid, switches=True
-        )
+        self._simulator = Simulator(self._model, self._placed, self._weights, self._batches, self._grid, switches=True)
         names = [layer.name for layer in self._placed.layers]
         alone = {name: self._score(self._without(setting, set(names) - {name})) for name in names}
         order = sorted(names, key=lambda name: alone[name])

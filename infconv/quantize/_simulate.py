@@ -100,14 +100,12 @@ def _run(
     session: Any, outputs: Sequence[str | None], batches: Sequence[Mapping[str, Array]], feed: Mapping[str, Array]
 ) -> Outputs:
     names = {value.name for value in session.get_inputs()}
-    return [
-        session.run(list(outputs), {k: v for k, v in {**batch, **feed}.items() if k in names}) for batch in batches
-    ]
+    return [session.run(list(outputs), {k: v for k, v in {**batch, **feed}.items() if k in names}) for batch in batches]
 
 
 def sqnr(self, setting: Setting) -> float:
-        """Return the signal-to-noise ratio of the outputs in dB, that of the worst output; infinite when equal."""
-        return sqnr(self.reference, self.run(setting))
+    """Return the signal-to-noise ratio of the outputs in dB, that of the worst output; infinite when equal."""
+    return sqnr(self.reference, self.run(setting))
 
 
 def sqnr(reference: Outputs, actual: Outputs) -> float:
@@ -186,7 +184,10 @@ class _Insertion:
     def _switch_weight(self, name: str, node: ir.Node, weights: Weights) -> None:
         tensor = ir.tensor(weights.real(), name=f"{name}:weight")
         value = ir.Value(
-            name=tensor.name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(weights.integers.shape), const_value=tensor
+            name=tensor.name,
+            type=ir.TensorType(tensor.dtype),
+            shape=ir.Shape(weights.integers.shape),
+            const_value=tensor,
         )
         self._graph.register_initializer(value)
         if not self._switches:

@@ -1,6 +1,6 @@
 """Makes TensorFlow models of every kind and file format: run by a Python that has TensorFlow, not imported by tests.
 
-    python tensorflow_models.py FOLDER NAME...
+python tensorflow_models.py FOLDER NAME...
 """
 
 from __future__ import annotations
