@@ -33,7 +33,7 @@ LAYERS = [
     },
     {"align", "reduce"},
     {"verify", "runner", "manifest", "crash", "pipeline", "limits", "api", "supervise", "schema", "starting_pipeline"}
-    | {"replay", "repro", "bisect", "bisect_models", "comparison", "metrics", "bench"},
+    | {"replay", "repro", "bisect", "bisect_models", "comparison", "metrics", "bench", "footprint"},
     {"console"},
     {"commands"},
     {"cli"},
