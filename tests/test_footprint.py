@@ -18,7 +18,7 @@ def parse(text: str):
 
 
 def test_flops_are_two_for_each_multiplication() -> None:
-    model = parse("m (float[batch, 8] x) => (float[batch, 4] y) <float[8, 4] w> { y = MatMul (x, w) }")
+    model = parse("m (float[batch, 8] x, float[8, 4] w) => (float[batch, 4] y) { y = MatMul (x, w) }")
     cost = footprint(model, {"batch": DimRange(3, 3, 3)})
     assert cost.sizes == {"batch": 3}
     assert cost.flops == 2 * 3 * 8 * 4
@@ -34,7 +34,7 @@ def test_a_value_lives_until_its_last_use() -> None:
 
 
 def test_derived_sizes_follow_the_inputs() -> None:
-    text = """m (float[batch, 4, 4] x) => (float[n, 4] y) <int64[2] s = {-1, 4}, float[4, 4] w> {
+    text = """m (float[batch, 4, 4] x, float[4, 4] w) => (float[n, 4] y) <int64[2] s = {-1, 4}> {
         r = Reshape (x, s) y = MatMul (r, w) }"""
     assert footprint(parse(text), {"batch": DimRange(5, 5, 5)}).flops == 2 * 20 * 4 * 4
 
