@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/installed
 
-.PHONY: demo test lint types clean
+.PHONY: demo envs test lint types clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -16,7 +16,12 @@ demo: $(INSTALLED)
 	cd examples/01-resnet-and-bert && ../../$(BIN)/infconv run resnet50.yaml
 	cd examples/01-resnet-and-bert && ../../$(BIN)/infconv run bert-base.yaml
 
-test: $(INSTALLED)
+# The frameworks that the tests of their frontends need; one that is there and up to date costs nothing.
+envs: $(INSTALLED)
+	$(BIN)/infconv env create tensorflow
+	$(BIN)/infconv env create paddle
+
+test: $(INSTALLED) envs
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests
 
 lint: $(INSTALLED)

@@ -1,6 +1,6 @@
 """What converting from another framework costs beside its bare exporter: seconds, CPU seconds and peak memory.
 
-    python benchmarks/frontends.py paddle [--python PATH]
+    python benchmarks/frontends.py paddle|tensorflow [--python PATH]
 
 Needs the framework's environment (`infconv env create paddle`). `export` is the frontend's own part, which the bare
 exporter is compared with: the worker's whole life, from its start to the ONNX file. `convert` is the whole command:
@@ -80,7 +80,23 @@ model, target = sys.argv[1:]
 paddle2onnx.export(model, model.replace(".json", ".pdiparams"), target, opset_version=17, optimize_tool="None")
 """
 
+KERAS_MAKE = """
+import sys, keras
+folder, name = sys.argv[1:]
+keras.utils.set_random_seed(0)
+getattr(keras.applications, name)(weights=None).save(f"{folder}/{name}.keras")
+"""
+
+KERAS_BARE = """
+import subprocess, sys, keras
+model, target = sys.argv[1:]
+keras.models.load_model(model).export(model + ".saved", verbose=False)
+command = ["--saved-model", model + ".saved", "--output", target, "--opset", "17"]
+subprocess.run([sys.executable, "-m", "tf2onnx.convert", *command], check=True)
+"""
+
 CASES = {
+    "tensorflow": Case(["ResNet50", "MobileNetV2", "EfficientNetB0"], KERAS_MAKE, ".keras", KERAS_BARE),
     "paddle": Case(["resnet50", "mobilenet_v3_large", "transformer"], PADDLE_MAKE, ".json", PADDLE_BARE),
 }
 

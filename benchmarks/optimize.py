@@ -44,7 +44,7 @@ PORTABLE = ("infconv", "onnxsim", "onnxslim", "onnxscript")
 
 
 def run_tool(tool: str, source: Path, output: Path) -> dict[str, Any]:
-    """Run one tool in a process; return CPU seconds (whole, and after imports), peak MB and nodes left, or the error."""
+    """Run one tool in a process; return CPU seconds (whole; after imports), peak MB and nodes left, or the error."""
     imports, work = TOOLS[tool]
     code = f"import sys, time; i, o = sys.argv[1:3]\n{imports}\nt = time.process_time()\n{work}\n"
     code += "open(o + '.work', 'w').write(str(time.process_time() - t))"

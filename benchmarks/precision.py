@@ -234,7 +234,8 @@ def table(rows: dict[str, Any], tools: list[str]) -> str:
     lines += [f"| {name} | {' | '.join(cell(row[t]) for t in tools)} |" for name, row in rows.items()]
     judged = [row for row in rows.values() if any("finite" in row[t] or "valid" in row[t] for t in tools)]
     good = {t: sum(bool(row[t].get("valid") and row[t].get("finite")) for row in judged) for t in tools}
-    lines.append(f"| valid and finite | {' | '.join(f'{good[t]} of {len(judged)}' for t in tools)} |")
+    if judged:
+        lines.append(f"| valid and finite | {' | '.join(f'{good[t]} of {len(judged)}' for t in tools)} |")
     return "\n".join(lines) + "\n"
 
 

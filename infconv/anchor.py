@@ -31,7 +31,7 @@ def anchored(data: Mapping[str, Any], folder_of: Callable[[Keys], Path], own: Pa
     result = cast("dict[str, Any]", _copied(data))
     for keys in _PATHS:
         _anchor(result, keys, (), folder_of)
-    for target in cast("list[Any]", result.get("targets") or []):
+    for target in _items(result, "targets"):
         if isinstance(target, dict):
             cast("dict[str, Any]", target).setdefault("output", str(own))
     _add_own_folder(result, own)
@@ -62,14 +62,20 @@ def _anchor(node: Any, keys: tuple[str, ...], path: Keys, folder_of: Callable[[K
 def _add_own_folder(data: dict[str, Any], own: Path) -> None:
     """Look for the modules that the pipeline names in its own folder too, if it names any."""
     source: Any = data.get("source")
-    items: list[Any] = [*(data.get("steps") or ()), *(data.get("add") or ())]
-    names = [item if isinstance(item, str) else next(iter(item), "") for item in items]
     verify: Any = data.get("verify")
-    names.append(verify.get("metric") if isinstance(verify, dict) else None)
-    if isinstance(source, dict) and any(_is_module(name) for name in (source.get("path"), *names)):
-        folders = list(source.get("python_path") or ())
-        if str(own) not in folders:
-            source["python_path"] = [*folders, str(own)]
+    if not isinstance(source, dict):
+        return
+    names: list[Any] = [source.get("path"), verify.get("metric") if isinstance(verify, dict) else None]
+    for item in (*_items(data, "steps"), *_items(data, "add")):
+        names += list(cast("dict[Any, Any]", item)) if isinstance(item, dict) else [item]
+    folders = source.setdefault("python_path", []) if any(map(_is_module, names)) else None
+    if isinstance(folders, list) and str(own) not in folders:
+        cast("list[Any]", folders).append(str(own))
+
+
+def _items(data: Mapping[str, Any], key: str) -> list[Any]:
+    items = data.get(key)
+    return cast("list[Any]", items) if isinstance(items, list) else []
 
 
 def _is_module(name: Any) -> bool:

@@ -203,9 +203,7 @@ def run(
     reports = [texts.report(os.fspath(p)) for p in ([report] if isinstance(report, str | os.PathLike) else report)]
     overrides = [f"{key}={json.dumps(value)}" for key, value in set.items()] if isinstance(set, Mapping) else set
     specs = select(load_run(os.fspath(pipeline), overrides), [only] if isinstance(only, str) else only)
-    result = execute_and_report(
-        specs, os.fspath(pipeline), observers, reports=reports, update_baseline=update_baseline
-    )
+    result = execute_and_report(specs, os.fspath(pipeline), observers, reports=reports, update_baseline=update_baseline)
     if result.error:
         raise result.error
     return result

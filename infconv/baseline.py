@@ -82,7 +82,9 @@ class Baseline:
         """Store the figures of artifacts: with `update` of all, else of those that the file lacks. Return how many."""
         known = {} if update and not self._is_valid() else self._read()
         measured = {each.artifact: each for each in figures}
-        new = {self.key(a.path): a for a in artifacts if a.path in measured and (update or self.key(a.path) not in known)}
+        new = {
+            self.key(a.path): a for a in artifacts if a.path in measured and (update or self.key(a.path) not in known)
+        }
         if not new:
             return 0
         for key, artifact in new.items():

@@ -54,7 +54,9 @@ def check_possible(spec: PipelineSpec, job: Job) -> None:
     if runtime is None and gates.memory_mb is not None:
         raise UsageError(told.format("memory_mb"), "Set this gate under the targets that it is for.")
     if gates.accuracy is not None and spec.verify.metric is None:
-        raise UsageError("'gates.accuracy' needs 'verify.metric', which there is none of.", "Name one: module:function.")
+        raise UsageError(
+            "'gates.accuracy' needs 'verify.metric', which there is none of.", "Name one: module:function."
+        )
     if gates.error is not None and spec.verify.when == "off":
         raise UsageError("'gates.error' needs verification, which is off.", "Leave out `verify: {when: off}`.")
 
@@ -96,9 +98,7 @@ def check_gates(
 # --- figures -----------------------------------------------------------------------------------------------------------
 
 
-def _measure(
-    subject: Subject, gates: TargetGates, past: Past | None, seed: int
-) -> tuple[Figures, BenchRow | None]:
+def _measure(subject: Subject, gates: TargetGates, past: Past | None, seed: int) -> tuple[Figures, BenchRow | None]:
     """Return the artifact's figures, and its row of a race against the artifact of then where there was one."""
     artifact = subject.artifact
     figures = Figures(artifact.path, artifact.nodes_after, artifact.bytes)
@@ -141,7 +141,9 @@ def _saved(subject: Subject) -> Generator[str]:
 
 def _limits(artifact: Artifact, gates: TargetGates, figures: Figures) -> list[GateCheck]:
     """Return a check for each limit."""
-    rows: list[tuple[str, float | None, float | None, bool]] = []  # the gate, the value, the limit, whether it is a least
+    rows: list[
+        tuple[str, float | None, float | None, bool]
+    ] = []  # the gate, the value, the limit, whether it is a least
     if gates.latency_ms is not None and figures.latency is not None:
         rows.append(("latency_ms", figures.latency.median, gates.latency_ms.max, False))
     if gates.memory_mb is not None:
@@ -163,14 +165,16 @@ def _limits(artifact: Artifact, gates: TargetGates, figures: Figures) -> list[Ga
     return [_limit(artifact.path, *row, figures) for row in rows if row[2] is not None]
 
 
-def _limit(
-    path: str, gate: str, value: float | None, limit: float | None, least: bool, figures: Figures
-) -> GateCheck:
+def _limit(path: str, gate: str, value: float | None, limit: float | None, least: bool, figures: Figures) -> GateCheck:
     assert value is not None
     assert limit is not None
     start, unit = _WORDS[gate]
     passed = value >= limit if least else value <= limit
-    interval = f" ({figures.latency.low:.3g} to {figures.latency.high:.3g})" if gate == "latency_ms" and figures.latency else ""
+    interval = (
+        f" ({figures.latency.low:.3g} to {figures.latency.high:.3g})"
+        if gate == "latency_ms" and figures.latency
+        else ""
+    )
     bound = "at least" if least else "at most"
     far = "" if passed else f": {_off(value, limit)} {'too little' if least else 'too much'}"
     message = f"{start} {value:.4g} {unit}".rstrip() + f"{interval}, allowed is {bound} {limit:g}{far}"
@@ -220,7 +224,9 @@ def _latency_regression(
     elif then is None:
         return _skipped(artifact, "the baseline has no latency")
     elif past.machine != machine() or then.runtime != now.runtime:
-        return _skipped(artifact, f"the baseline is of another machine or runtime ({then.runtime}), without the artifact")
+        return _skipped(
+            artifact, f"the baseline is of another machine or runtime ({then.runtime}), without the artifact"
+        )
     else:
         ratio, low, high, how = now.median / then.median, now.low / then.high, now.high / then.low, "of two runs"
     told = then.median if then else now.median / ratio

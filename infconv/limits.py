@@ -17,9 +17,7 @@ if TYPE_CHECKING:
     from infconv.spec import PipelineSpec
 
 
-def execute_limited(
-    spec: PipelineSpec, observers: Sequence[Observer] = (), *, update_baseline: bool = False
-) -> Result:
+def execute_limited(spec: PipelineSpec, observers: Sequence[Observer] = (), *, update_baseline: bool = False) -> Result:
     """Run `spec` as `execute` does; with a time-out or a memory limit in a child, which leaves nothing when it ends.
 
     Raises ResourceError at a limit.

@@ -84,7 +84,7 @@ class Matrix:
 
     def used_in(self, value: Any) -> list[str]:
         """Return the axes that `value` refers to."""
-        named = {_axis(reference) for reference in references(value) if reference.startswith("matrix:")}
+        named = axes_in(value)
         self._seen |= named
         return [name for name in self.axes if name in named]
 
@@ -128,13 +128,16 @@ class Matrix:
             if name not in self._seen:
                 words = f"{{key}} is used nowhere: write ${{matrix:{name}}} where its values go"
                 self._problems.append(Problem(("matrix", name), words))
-        for number in set(range(len(self._exclude))) - self._excluding:
+        unused = set(range(len(self._exclude))) - self._excluding if not self._problems else set[int]()
+        for number in unused:
             words = "{key} excludes nothing: no artifact has these values together"
             self._problems.append(Problem(("matrix", "exclude", number), words))
 
 
-def _axis(reference: str) -> str:
-    return reference.removeprefix("matrix:").split(".")[0]
+def axes_in(value: Any) -> set[str]:
+    """Return the names that `value` refers to as `${matrix:NAME}`."""
+    found = (reference.removeprefix("matrix:") for reference in references(value) if reference.startswith("matrix:"))
+    return {reference.split(".")[0] for reference in found}
 
 
 def _fits(pattern: Mapping[str, Any], combination: Combination) -> bool:
@@ -185,9 +188,7 @@ def _each_source(data: Mapping[str, Any], problems: list[Problem]) -> Iterator[t
         yield number, {**shared, **lifted, "source": {k: v for k, v in own.items() if k not in _LIFTED}}
 
 
-def _fill_rest(
-    rest: Mapping[str, Any], matrix: Matrix, combination: Combination, number: int | None
-) -> dict[str, Any]:
+def _fill_rest(rest: Mapping[str, Any], matrix: Matrix, combination: Combination, number: int | None) -> dict[str, Any]:
     where = Expanded({}, number, (), ())
     return {key: unescaped(matrix.fill(value, combination, where.origin((key,)))) for key, value in rest.items()}
 

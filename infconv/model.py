@@ -9,7 +9,7 @@ import mmap
 import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import infconv._onnx_ir  # pyright: ignore[reportUnusedImport]  (must come before the first import of onnx_ir)
 from infconv import _protobuf
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 MAP_THRESHOLD = 1024
 """Tensors of at least this many bytes stay in the file until they are needed."""
+_PIECE = 16 << 20
+"""Bytes of a weight that are read at a time."""
 EMBED_LIMIT = 1_500_000_000
 """Weights beyond this many bytes go to `<name>.onnx.data`: protobuf itself stops at 2 GiB."""
 _TYPES_ASIDE = "infconv.types_aside"
@@ -314,7 +316,39 @@ def _write_embedded(parts: Skeleton, stream: BinaryIO) -> None:
     for (name, _), header in zip(tensors, headers, strict=True):
         stream.write(header)
         if name in parts.weights:
-            stream.write(tensor_bytes(parts.weights[name]))
+            _write_weight(parts.weights[name], stream)
+
+
+def _write_weight(tensor: ir.TensorProtocol, stream: BinaryIO) -> None:
+    """Write the bytes of `tensor`."""
+    for piece in pieces(tensor_bytes(tensor)):
+        stream.write(piece)
+
+
+def pieces(data: memoryview) -> Iterator[memoryview]:
+    """Yield `data` piece by piece. What is mapped from a file leaves memory again once it was used."""
+    for start in range(0, len(data), _PIECE):
+        piece = data[start : start + _PIECE]
+        yield piece
+        if len(data) > _PIECE:
+            release_pages(piece)
+
+
+def release_pages(data: memoryview) -> None:
+    """Let the system drop the pages of mapped read-only `data`; they are read from the file again when needed."""
+    import numpy as np
+
+    array = np.frombuffer(data, np.uint8)
+    owner: Any = data.obj
+    while isinstance(owner, np.ndarray):
+        owner = cast("Any", owner).base
+    owner = owner.obj if isinstance(owner, memoryview) else owner
+    if not isinstance(owner, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    offset = array.ctypes.data - np.frombuffer(owner, np.uint8).ctypes.data
+    first, last = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE, (offset + len(data)) // mmap.PAGESIZE * mmap.PAGESIZE
+    if last > first:
+        owner.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
 def _described(tensor: onnx.TensorProto) -> bytes:
@@ -334,7 +368,7 @@ def _save_external(parts: Skeleton, path: Path) -> list[Path]:
             if tensor.name in parts.weights:
                 stream.write(b"\0" * (-stream.tell() % ALIGNMENT))
                 _refer(tensor, data_path.name, stream.tell(), parts.weights[tensor.name].nbytes)
-                stream.write(tensor_bytes(parts.weights[tensor.name]))
+                _write_weight(parts.weights[tensor.name], stream)
     path.write_bytes(parts.proto.SerializeToString(deterministic=True))
     return [path, data_path]
 

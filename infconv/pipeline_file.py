@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -31,7 +32,9 @@ def parse(text: str, path: Path) -> dict[str, Any]:
         data: Any = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise UsageError(f"{path}:{line}: this is not YAML: {error.problem or error.context}.", _HINT) from error
+        unquoted = re.search(r"[^'\"$]\$\{", text.splitlines()[line - 1]) if line <= len(text.splitlines()) else None
+        hint = "Put a text with ${…} in quotes." if unquoted else _HINT
+        raise UsageError(f"{path}:{line}: this is not YAML: {error.problem or error.context}.", hint) from error
     except yaml.YAMLError as error:
         raise UsageError(f"'{path}' is not YAML: {str(error).splitlines()[0]}.", _HINT) from error
     if not isinstance(data, dict):

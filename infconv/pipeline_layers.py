@@ -56,8 +56,11 @@ class Layers:
         return self.files.index(author), line, f"{author.path}:{line}"
 
     def _override(self, keys: Keys) -> int | None:
-        numbers = [n for n, (own, _) in enumerate(self.overrides) if keys[: len(own)] == own]
-        return numbers[-1] if numbers else None
+        """Return the number of the `--set` that says what is at `keys`, or the only one that says something below."""
+        above = [n for n, (own, _) in enumerate(self.overrides) if keys[: len(own)] == own]
+        below = [n for n, (own, _) in enumerate(self.overrides) if keys and own[: len(keys)] == keys]
+        in_file = any(_depth(layer.data, keys) == len(keys) for layer in self.files)
+        return above[-1] if above else below[-1] if below and not in_file else None
 
     def _author(self, keys: Keys) -> Layer:
         """Return the first file that has all of `keys`, else the one that has most of them."""
@@ -181,8 +184,8 @@ def _set(data: dict[str, Any], keys: Keys, value: Any, text: str) -> Keys:
     """Put `value` where `keys` lead in `data`, making mappings on the way; null removes the key. Return the keys."""
     node: Any = data
     walked: Keys = ()
-    for key in keys[:-1]:
-        key = _own_key(node, key, walked, text)
+    for part in keys[:-1]:
+        key = _own_key(node, part, walked, text)
         walked = (*walked, key)
         inner = node.get(key) if isinstance(node, dict) else node[key]
         node[key] = {} if inner is None else _own(inner)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import Field, ValidationError
 
@@ -12,8 +12,8 @@ from infconv import pipeline_file
 from infconv.anchor import anchored
 from infconv.errors import UsageError
 from infconv.explain import Problem, problems
-from infconv.matrix import Expanded, expand, told, unknown_references
-from infconv.pipeline_layers import Layers, read_layers, references
+from infconv.matrix import Expanded, axes_in, expand, told, unknown_references
+from infconv.pipeline_layers import Layers, read_layers
 from infconv.quantize._calibration_options import CalibrationEntry
 from infconv.spec import ALIASES, PipelineSpec, SourceEntry
 
@@ -34,7 +34,7 @@ class PipelineFile(PipelineSpec):
     """A pipeline file, or a shipped pipeline's name, or several, that this file goes on top of."""
     sources: list[ListedSource] = Field(default=[], min_length=1)
     """Several sources in place of one; each is made for every target."""
-    matrix: dict[str, list[Any]] = {}
+    matrix: dict[str, list[Any]] = Field(default={})
     """Names of lists, whose values `${matrix:NAME}` stands for; `exclude` lists combinations to leave out."""
 
 
@@ -71,21 +71,18 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> PipelineSpec:
 
 def _told(found: Sequence[Problem], expanded: Expanded, layers: Layers) -> list[Problem]:
     """Return the problems by where the file says what is wrong, with the matrix values that made it wrong."""
-    return [
-        Problem(expanded.origin(each.path), each.fact + _values(each, expanded, layers.data)) for each in found
-    ]
+    return [Problem(expanded.origin(each.path), each.fact + _values(each, expanded, layers.data)) for each in found]
 
 
 def _values(problem: Problem, expanded: Expanded, data: Any) -> str:
+    """Return the matrix values that are at the problem's place: ` (with n=many)`."""
+    if problem.path[:1] != ("targets",) or len(problem.path) < 2 or "?" in problem.fact:
+        return ""
     node: Any = data
     for key in expanded.origin(problem.path):
-        inside = (isinstance(node, dict) and key in node) or (isinstance(node, list) and isinstance(key, int))
-        if not inside:
-            return ""
-        node = node[key]
-    if problem.path[:1] != ("targets",) or len(problem.path) < 2:
-        return ""
-    combination = expanded.combinations[int(problem.path[1])]
-    named = {r.removeprefix("matrix:").split(".")[0] for r in references(node) if r.startswith("matrix:")}
-    used = {name: value for name, value in combination.items() if name in named}
-    return f" (with {told(used)})" if used and "?" not in problem.fact else ""
+        if isinstance(node, Mapping):
+            node = cast("Mapping[Any, Any]", node).get(key)
+        elif isinstance(node, list) and isinstance(key, int):
+            node = cast("list[Any]", node)[key]
+    used = {name: value for name, value in expanded.combinations[int(problem.path[1])].items() if name in axes_in(node)}
+    return f" (with {told(used)})" if used else ""

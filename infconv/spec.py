@@ -200,7 +200,9 @@ class PipelineSpec(_Strict):
     """A pipeline file."""
 
     version: Literal[1] = 1
+    """Of the file's format."""
     source: SourceEntry
+    """The model to convert."""
     sample: str | None = None
     """A .npz of real inputs; otherwise seeded synthetic ones."""
     calibration: CalibrationEntry | None = None
@@ -214,7 +216,9 @@ class PipelineSpec(_Strict):
     skip: list[str] = []
     """Names of default steps to leave out."""
     targets: list[TargetEntry] = Field(min_length=1)
+    """The artifacts to make."""
     verify: VerifyEntry = Field(default_factory=lambda: VerifyEntry.model_validate({}))
+    """How results are compared with the source's."""
     gates: GatesEntry | None = None
     """Limits that artifacts must keep (docs/ci.md)."""
     reports: list[ReportPath] = []

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from infconv import agreement
 from infconv.agreement import compare_decisions, parse_view
-from infconv.compare import TOLERANCES
+from infconv.compare import DEEP, TOLERANCES
 from infconv.errors import UsageError
 
 FP32, FP16 = TOLERANCES["fp32"], TOLERANCES["fp16"]
@@ -88,3 +91,11 @@ def test_a_detection_is_its_box_its_score_and_its_label(changed: dict) -> None:
 def test_one_table_of_detections_with_another_length() -> None:
     table = np.concatenate([BOXES[0], FOUND["scores"][0][:, None], FOUND["labels"][0][:, None]], axis=1)
     assert decide({"d": table.astype("f4")}, {"d": table[[1, 0]].astype("f4")}, "detections")[0].ok
+
+
+def test_the_documented_limits_are_those_of_the_code() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "verification.md").read_text()
+    words = " ".join(page.split())
+    assert f"at least {agreement._IOU:g} and a score within the tolerance plus {agreement._MARGIN:g}" in words
+    assert f"Scores below {agreement._THRESHOLD:g} " in words
+    assert f"up to {DEEP} compute operators" in words

@@ -15,10 +15,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A module may import from its own layer and those above it in this list.
 LAYERS = [
     {"errors", "__init__", "_onnx_ir"},
-    {"isolate", "registry", "plain", "configs", "explain", "options", "environments"},
+    {"isolate", "registry", "plain", "configs", "explain", "options", "environments", "anchor", "gate_options"},
     {"_protobuf", "_normalise", "model", "census", "compare", "agreement", "computation"},
     {"passes", "quantize", "convert"},
-    {"texts", "pipeline_file", "difference"},
+    {"texts", "pipeline_file", "pipeline_layers", "matrix", "difference"},
     {
         "transfer",
         "result",
@@ -33,7 +33,8 @@ LAYERS = [
     },
     {"align", "reduce"},
     {"verify", "runner", "manifest", "crash", "pipeline", "limits", "api", "supervise", "schema", "starting_pipeline"}
-    | {"replay", "repro", "bisect", "bisect_models", "comparison", "metrics", "bench"},
+    | {"replay", "repro", "bisect", "bisect_models", "comparison", "metrics", "bench"}
+    | {"run_file", "runs", "gates", "baseline", "report", "sbom", "footprint"},
     {"console"},
     {"commands"},
     {"cli"},

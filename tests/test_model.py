@@ -212,3 +212,19 @@ def test_checking_steps_over_weights_in_nodes_and_branches(tmp_path: Path) -> No
     models.check(model)
     models.save(model, tmp_path / "out.onnx")
     onnx.checker.check_model(tmp_path / "out.onnx", full_check=True)
+
+
+def test_pages_of_a_mapped_weight_are_read_again_after_they_were_released(tmp_path: Path) -> None:
+    weight = np.random.default_rng(0).normal(size=(5 << 10, 1 << 10)).astype("f4")  # 20 MB: more than one piece
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 5 << 10])
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1 << 10])
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [value], [result], [numpy_helper.from_array(weight, "w")]
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), tmp_path / "m.onnx")
+    model = models.load(tmp_path / "m.onnx")
+    for external in (True, False):
+        models.save(model, tmp_path / f"{external}.onnx", external=external)
+        found = onnx.load(tmp_path / f"{external}.onnx").graph.initializer[0]
+        assert np.array_equal(numpy_helper.to_array(found), weight)
+    assert np.array_equal(model.graph.initializers["w"].const_value.numpy(), weight)

@@ -136,7 +136,7 @@ def _write(request: Request, specs: Sequence[PipelineSpec], report: Report) -> N
     from infconv.report import ci, write_reports
     from infconv.sbom import write_sbom
 
-    sys.stderr.writelines(f"{line}\n" for line in ci.annotations(report))
+    sys.stderr.writelines(f"{line}\n" for line in ci.workflow_commands(report))
     ci.append_summary(report)
     if request.sbom and report.result.artifacts:
         write_sbom(request.sbom, [artifact.manifest for artifact in report.result.artifacts])

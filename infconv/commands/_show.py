@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from infconv import console, environments, registry
@@ -13,6 +13,7 @@ from infconv.plain import plain
 if TYPE_CHECKING:
     from infconv.bisect import Bisection
     from infconv.comparison import Comparison, LayerCheck
+    from infconv.convert._base import DimRange
     from infconv.environments import Environment
 
 
@@ -134,10 +135,11 @@ def _show_why(name: str | None, path: str, json: bool) -> None:
     console.print_table("", ["rule", "node", "reason"], [[r["rule"], r["node"], r["reason"]] for r in reasons])
 
 
-def show_model(path: str, target: str | None, json: bool) -> None:
+def show_model(path: str, target: str | None, dims: Sequence[str], json: bool) -> None:
     """Show what an ONNX file holds; with a target, what that target does not accept."""
     from infconv.census import compute_types, take_census
     from infconv.convert import require_onnx
+    from infconv.footprint import footprint
     from infconv.model import load
 
     require_onnx(path, "inspect")
@@ -158,10 +160,21 @@ def show_model(path: str, target: str | None, json: bool) -> None:
     }
     if target is not None:
         document["refused"] = _refused(model, target)
+    document["footprint"] = plain(footprint(model, _ranges(dims, model)))
     if json:
         console.print_json(document)
         return
     _print_model(document)
+
+
+def _ranges(dims: Sequence[str], model: Any) -> dict[str, DimRange]:
+    from infconv import texts
+    from infconv.convert._base import DimRange
+    from infconv.convert._inputs import apply_inputs
+
+    ranges = {name: DimRange(**sizes) for name, sizes in texts.dims(dims).items()}
+    apply_inputs(model, {}, ranges)
+    return ranges
 
 
 def _describe_value(value: Any) -> dict[str, Any]:
@@ -201,6 +214,7 @@ def _print_model(document: dict[str, Any]) -> None:
             "parameters": f"{document['parameters']:,}",
             "weights": console.size(document["weights_bytes"]),
             "compute": ", ".join(f"{n} {kind}" for kind, n in document["compute"].items()) or "-",
+            **_footprint_lines(document["footprint"]),
         }
     )
     values = [(kind, v) for kind in ("inputs", "outputs") for v in document[kind]]
@@ -210,6 +224,16 @@ def _print_model(document: dict[str, Any]) -> None:
     console.print_table("", ["operator", "count"], operators, right=("count",))
     if "refused" in document:
         console.print_table("", ["not accepted by the target"], [[r] for r in document["refused"]] or [["nothing"]])
+
+
+def _footprint_lines(cost: Mapping[str, Any]) -> dict[str, str]:
+    at = ", ".join(f"{name}={size}" for name, size in cost["sizes"].items())
+    flops = "not known: a shape is missing" if cost["flops"] is None else f"{cost['flops'] / 1e9:,.3f} G"
+    least = f", {cost['unknown']} values of unknown size aside" if cost["unknown"] else ""
+    return {
+        "FLOPs": flops + (f" at {at}" if at else ""),
+        "activations": f"{console.size(cost['peak_bytes'])} at most, at {cost['peak_at']}{least}",
+    }
 
 
 def show_doctor(json: bool) -> None:

@@ -28,9 +28,9 @@ def bench(
     """Measure latency, throughput and memory of MODELS side by side, in turn, each in a process of its own."""
 
     def command() -> None:
+        from infconv import texts
         from infconv.bench import Settings
         from infconv.bench import bench as measure
-        from infconv import texts
         from infconv.convert._base import DimRange
 
         ranges = {name: DimRange(**sizes) for name, sizes in texts.dims(dim or []).items()}

@@ -14,12 +14,13 @@ def inspect(
     target: Annotated[
         str | None, typer.Option("-t", "--target", help="Check what this target does not accept.")
     ] = None,
+    dim: Annotated[list[str] | None, typer.Option("--dim", help="Size of a dynamic dimension: batch=8.")] = None,
     json: Json = False,
 ) -> None:
-    """Show inputs, outputs, operators, parameters and sizes of MODEL."""
+    """Show inputs, outputs, operators, parameters, FLOPs and memory of MODEL."""
     from infconv.commands import _show
 
-    show(lambda: _show.show_model(model, target, json), json)
+    show(lambda: _show.show_model(model, target, dim or [], json), json)
 
 
 def passes(

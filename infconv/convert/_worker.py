@@ -177,8 +177,8 @@ def ran_out_of_memory(error: BaseException) -> bool:
 def _missing(error: ImportError, framework: str) -> tuple[str, str, str]:
     where = f"in {sys.executable}"
     hint = (
-        f"Install it with: pip install 'infconv[{framework}]', or for that interpreter: {sys.executable} -m pip install "
-        f"{error.name or framework}. If another interpreter has it: --python PATH."
+        f"Install it with: pip install 'infconv[{framework}]', or for that interpreter: {sys.executable} -m pip "
+        f"install {error.name or framework}. If another interpreter has it: --python PATH."
     )
     if isinstance(error, ModuleNotFoundError):
         return "dependency", f"The {framework} frontend needs '{error.name}', which is not installed {where}.", hint

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from pydantic import Field
 
-from infconv.model import tensor_bytes
+from infconv.model import pieces, release_pages, tensor_bytes
 from infconv.passes._base import Context, Pass
 from infconv.passes._graphs import (
     DEFAULT_DOMAINS,
@@ -229,8 +229,10 @@ def _sample(value: ir.Value) -> Hashable:
     assert tensor is not None
     if tensor.dtype == ir.DataType.STRING or tensor.nbytes <= _SMALL:
         return _digest(tensor)
-    data = np.frombuffer(tensor_bytes(tensor), np.uint8)
-    return data[:: len(data) // _SAMPLES].tobytes()
+    data = tensor_bytes(tensor)
+    sample = np.frombuffer(data, np.uint8)[:: len(data) // _SAMPLES].tobytes()
+    release_pages(data)
+    return sample
 
 
 def _digest_of(value: ir.Value) -> Hashable:
@@ -244,4 +246,9 @@ def _digest(tensor: ir.TensorProtocol) -> Hashable:
     if isinstance(tensor, ir.StringTensor):
         return tuple(tensor.string_data())
     data = tensor_bytes(tensor)
-    return bytes(data) if len(data) <= _SMALL else hashlib.blake2b(data, digest_size=32).digest()
+    if len(data) <= _SMALL:
+        return bytes(data)
+    digest = hashlib.blake2b(digest_size=32)
+    for piece in pieces(data):
+        digest.update(piece)
+    return digest.digest()

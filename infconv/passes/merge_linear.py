@@ -15,6 +15,8 @@ from infconv.passes._weights import Linear, affine, check_unshared, linear, per_
 from infconv.passes._windows import windows
 
 _ADDITIVE = frozenset({"Add", "Sub"})
+_MOST_ELEMENTS = 1 << 22
+"""Of a matrix: the product of larger ones takes seconds, and in float64 gigabytes."""
 
 # --- element-wise ----------------------------------------------------------------------------------------------------
 
@@ -120,6 +122,9 @@ def _check_pays(merged: int, first: Linear, second: Linear) -> None:
     separate = first.weight.size + second.weight.size
     if merged >= separate:
         raise Refuse(f"one weight of {merged} elements is no gain over two of {separate}")
+    largest = max(merged, first.weight.size, second.weight.size)
+    if largest > _MOST_ELEMENTS:
+        raise Refuse(f"a weight of {largest} elements is too large to be multiplied here")
     for old in (first, second):
         check_unshared(cast(ir.Value, old.node.inputs[1]))
 

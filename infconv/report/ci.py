@@ -12,7 +12,7 @@ _LONGEST_SUMMARY = 1 << 20
 """Bytes that GitHub takes for a step."""
 
 
-def annotations(report: Report) -> list[str]:
+def workflow_commands(report: Report) -> list[str]:
     """Return a workflow command for each failure, failed gate and dropped step; none outside of GitHub Actions.
 
     The format is that of github.com/actions/toolkit, packages/core/src/command.ts.

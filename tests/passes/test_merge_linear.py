@@ -114,6 +114,11 @@ def test_gemm(first: str, second: str) -> None:
     check_change(MERGE, model, 1, ["Gemm" if has_bias else "MatMul"])
 
 
+def test_large_matrices_are_not_multiplied_here() -> None:
+    text = "g (float[N, 2100] X) => (float[N, 2100] Y) { z = MatMul (X, a) Y = MatMul (z, b) }"
+    check_kept(MERGE, with_weights(text, a=normal(2100, 2100), b=normal(2100, 2100)), "too large to be multiplied")
+
+
 def test_a_factorized_weight_stays_factorized() -> None:
     text = "g (float[N, T, 8] X) => (float[N, T, 8] Y) { z = MatMul (X, a) Y = MatMul (z, b) }"
     check_kept(MERGE, with_weights(text, a=normal(8, 2), b=normal(2, 8)), "64 elements is no gain over two of 32")
