@@ -82,9 +82,8 @@ class Baseline:
         """Store the figures of artifacts: with `update` of all, else of those that the file lacks. Return how many."""
         known = {} if update and not self._is_valid() else self._read()
         measured = {each.artifact: each for each in figures}
-        new = {
-            self.key(a.path): a for a in artifacts if a.path in measured and (update or self.key(a.path) not in known)
-        }
+        mine = {self.key(artifact.path): artifact for artifact in artifacts if artifact.path in measured}
+        new = {key: artifact for key, artifact in mine.items() if update or key not in known}
         if not new:
             return 0
         for key, artifact in new.items():

@@ -95,7 +95,7 @@ def check_gates(
     return checks, figures
 
 
-# --- figures -----------------------------------------------------------------------------------------------------------
+# --- figures ---------------------------------------------------------------------------------------------------------
 
 
 def _measure(subject: Subject, gates: TargetGates, past: Past | None, seed: int) -> tuple[Figures, BenchRow | None]:
@@ -136,14 +136,12 @@ def _saved(subject: Subject) -> Generator[str]:
         yield str(path)
 
 
-# --- limits ------------------------------------------------------------------------------------------------------------
+# --- limits ----------------------------------------------------------------------------------------------------------
 
 
 def _limits(artifact: Artifact, gates: TargetGates, figures: Figures) -> list[GateCheck]:
     """Return a check for each limit."""
-    rows: list[
-        tuple[str, float | None, float | None, bool]
-    ] = []  # the gate, the value, the limit, whether it is a least
+    rows: list[tuple[str, float | None, float | None, bool]] = []  # gate, value, limit, whether the limit is a least
     if gates.latency_ms is not None and figures.latency is not None:
         rows.append(("latency_ms", figures.latency.median, gates.latency_ms.max, False))
     if gates.memory_mb is not None:
@@ -170,11 +168,8 @@ def _limit(path: str, gate: str, value: float | None, limit: float | None, least
     assert limit is not None
     start, unit = _WORDS[gate]
     passed = value >= limit if least else value <= limit
-    interval = (
-        f" ({figures.latency.low:.3g} to {figures.latency.high:.3g})"
-        if gate == "latency_ms" and figures.latency
-        else ""
-    )
+    latency = figures.latency if gate == "latency_ms" else None
+    interval = f" ({latency.low:.3g} to {latency.high:.3g})" if latency else ""
     bound = "at least" if least else "at most"
     far = "" if passed else f": {_off(value, limit)} {'too little' if least else 'too much'}"
     message = f"{start} {value:.4g} {unit}".rstrip() + f"{interval}, allowed is {bound} {limit:g}{far}"
@@ -186,7 +181,7 @@ def _off(value: float, limit: float) -> str:
     return f"{abs(value / limit - 1):.1%}".replace("%", " %") if limit else f"{abs(value - limit):.3g}"
 
 
-# --- the baseline ------------------------------------------------------------------------------------------------------
+# --- the baseline ----------------------------------------------------------------------------------------------------
 
 
 def _regressions(
@@ -242,7 +237,7 @@ def _skipped(artifact: Artifact, why: str) -> GateCheck:
     return GateCheck("regression.latency_ms", artifact.path, "skipped", why)
 
 
-# --- the outcome -------------------------------------------------------------------------------------------------------
+# --- the outcome -----------------------------------------------------------------------------------------------------
 
 
 def gate_error(checks: Sequence[GateCheck]) -> GateError | None:

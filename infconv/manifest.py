@@ -34,18 +34,29 @@ def write_manifest(
     files: Sequence[Path],
 ) -> Path:
     """Write the manifest of `artifact`, whose files are still in staging as `files`, and return its path."""
-    resolved = spec.model_dump(mode="json", exclude_defaults=True) | {"steps": as_items(steps)}
     document = {
         "manifest_version": 1,
         "artifact": {f.name: {"sha256": digest(f), "bytes": f.stat().st_size} for f in files},
         "source": {"path": spec.source.path, "files": _source_digests(spec.source.path, source.files)},
         "versions": {**library_versions(), **source.versions},
-        "pipeline": resolved,
+        "pipeline": {},
         "frontend": {"attempts": list(source.attempts), "producer": source.producer, "log": list(source.log)},
-        **{key: value for key, value in plain(artifact).items() if key != "source"},
     }
-    path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(described(document, artifact, spec, steps), encoding="utf-8")
     return path
+
+
+def described(
+    document: Mapping[str, Any], artifact: Artifact, spec: PipelineSpec, steps: Sequence[Pass | Repeat]
+) -> str:
+    """Return the text of a manifest: `document` with what `artifact` and its pipeline say now.
+
+    How it was run (in how many processes, with which cache) changes no artifact and is left out.
+    """
+    resolved = spec.model_dump(mode="json", exclude_defaults=True, exclude={"cache", "jobs"})
+    told = {key: value for key, value in plain(artifact).items() if key not in {"source", "cached"}}
+    whole = {**document, "pipeline": {**resolved, "steps": as_items(steps)}, **told}
+    return json.dumps(whole, indent=1, ensure_ascii=False) + "\n"
 
 
 def library_versions() -> Mapping[str, str]:
@@ -73,7 +84,7 @@ def _source_digests(source: str, files: Sequence[Path]) -> dict[str, Any]:
     return {}
 
 
-# --- what a manifest says of files that are there ----------------------------------------------------------------------
+# --- what a manifest says of files that are there --------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)

@@ -193,32 +193,24 @@ def execute(spec: PipelineSpec, observers: Sequence[Observer] = (), *, update_ba
     the artifacts that were made, what failed, and the first error. A gate that is not kept is no error here, since
     there may be others to tell of (`infconv.runs`).
     """
-    from infconv.convert import open_source
-    from infconv.metrics import measure_source
-
     start = time.perf_counter()
     watch = Observers(observers)
     jobs = plan(spec)
-    made: list[tuple[Job, Artifact]] = []
-    errors: list[InfconvError] = []
-    failures: list[Failure] = []
-    with tempfile.TemporaryDirectory(prefix="infconv-") as folder:
-        with watch.stage("open the source"):
-            source = open_source(spec, Path(folder))
-        with source:
-            reference = _reference(spec, source, watch)
-            calibration, calibrated = _calibrated(spec, source, reference, watch)
-            with watch.stage("measure the source"):
-                quality = measure_source(spec, source)
-        for job in jobs:
-            own = calibrated if job.entry.precision in PRECISIONS else reference
-            try:
-                made.append((job, _make_artifact(spec, job, source, own, watch, calibration, quality)))
-            except InfconvError as error:
-                failures.append(failure_of(error, spec, job))
-                errors.append(_located(error, job, jobs))
-        with watch.stage("check the gates"):
-            checks, figures = _check_gates(spec, source, reference, made, update_baseline)
+    shelf = open_shelf(spec)
+    try:
+        with tempfile.TemporaryDirectory(prefix="infconv-") as folder:
+            opening = Opening(spec, Path(folder), watch, shelf)
+            with opening:
+                outcomes = _make_all(spec, jobs, opening, watch)
+                made = [(job, done) for job, done in zip(jobs, outcomes, strict=True) if isinstance(done, Artifact)]
+                with watch.stage("check the gates"):
+                    checks, figures = _check_gates(spec, opening, made, update_baseline)
+    finally:
+        if shelf is not None:
+            shelf.close()
+    failed = [(job, done) for job, done in zip(jobs, outcomes, strict=True) if isinstance(done, InfconvError)]
+    failures = [failure_of(error, spec, job) for job, error in failed]
+    errors = [_located(error, job, jobs) for job, error in failed]
     return Result(
         artifacts=[artifact for _, artifact in made],
         seconds=time.perf_counter() - start,
@@ -226,7 +218,44 @@ def execute(spec: PipelineSpec, observers: Sequence[Observer] = (), *, update_ba
         failures=failures,
         gates=checks,
         figures=figures,
+        notes=shelf.told([artifact for _, artifact in made]) if shelf is not None else [],
     )
+
+
+def _make_all(
+    spec: PipelineSpec, jobs: Sequence[Job], opening: Opening, watch: Observers
+) -> list[Artifact | InfconvError]:
+    """Return the artifact of each job or why there is none; the source is opened when one is not in the cache."""
+    shelf = opening.shelf
+    found: dict[int, Artifact | InfconvError] = {}
+    if shelf is not None and shelf.find_opened():
+        for number, job in enumerate(jobs):
+            artifact = _find_artifact(job, shelf, watch)
+            if artifact is not None:
+                found[number] = artifact
+    left = [number for number in range(len(jobs)) if number not in found]
+    if left:
+        opened = opening.opened()
+        works = [partial(_make_or_find, spec, jobs[number], opened, shelf) for number in left]
+        found.update(zip(left, run_each(works, spec, watch), strict=True))
+    return [found[number] for number in range(len(jobs))]
+
+
+def _find_artifact(job: Job, shelf: Shelf, watch: Observers) -> Artifact | InfconvError | None:
+    with watch.stage(f"look for {job.exporter.target} {job.entry.precision} in the cache"):
+        try:
+            return shelf.find_artifact(job)
+        except InfconvError as error:
+            return error
+
+
+def _make_or_find(spec: PipelineSpec, job: Job, opened: Opened, shelf: Shelf | None, watch: Observers) -> Artifact:
+    """Return the artifact of a job. A source that only now is known to be the same may have it in the cache."""
+    found = shelf.find_artifact(job) if shelf is not None and not shelf.request else None
+    if found is not None:
+        return found
+    reference = opened.calibrated if job.entry.precision in PRECISIONS else opened.reference
+    return _make_artifact(spec, job, opened, reference, watch, shelf)
 
 
 def failure_of(error: InfconvError, spec: PipelineSpec, job: Job) -> Failure:
@@ -238,14 +267,14 @@ def failure_of(error: InfconvError, spec: PipelineSpec, job: Job) -> Failure:
 
 def _check_gates(
     spec: PipelineSpec,
-    source: Source,
-    reference: Reference | None,
+    opening: Opening,
     made: Sequence[tuple[Job, Artifact]],
     update_baseline: bool,
 ) -> tuple[list[GateCheck], list[Figures]]:
     """Check the gates on the first sample, which is of the usual size."""
     if spec.gates is None and not any(job.entry.gates for job, _ in made):
         return [], []
+    source, reference = opening.opened().source, opening.opened().reference
     if reference is not None:
         inputs = reference.samples[0].inputs
     else:
@@ -267,70 +296,33 @@ def _located(error: InfconvError, job: Job, jobs: Sequence[Job]) -> InfconvError
     return error
 
 
-def _reference(spec: PipelineSpec, source: Source, watch: Observers) -> Reference | None:
-    """Run the source on samples; None with `--verify off`."""
-    from infconv.reference import make_reference
-
-    if spec.verify.when == "off":
-        return None
-    with watch.stage("run the source on samples"):
-        model = load_source(spec, source)
-        return make_reference(source, model, spec.source.dim_ranges(), spec.sample, spec.seed, spec.verify.edge_cases)
-
-
-def _calibrated(
-    spec: PipelineSpec, source: Source, reference: Reference | None, watch: Observers
-) -> tuple[Calibration | None, Reference | None]:
-    """Return the calibration data, if there is any, and what quantised artifacts are verified with."""
-    from infconv.calibrated import open_data, reference_on
-
-    if spec.calibration is None:
-        return None, reference
-    with watch.stage("look at the calibration data"):
-        ranges = {**source.dims, **spec.source.dim_ranges()}
-        calibration = open_data(spec, load_source(spec, source), reference, ranges)
-        if calibration is None or reference is None or spec.sample is not None:
-            return calibration, reference
-        return calibration, reference_on(calibration, source, reference)
-
-
-def load_source(spec: PipelineSpec, source: Source) -> ir.Model:
-    """Return the graph that the steps start from: the source as ONNX, with what the user said about its inputs."""
-    from infconv.convert._inputs import apply_inputs
-    from infconv.model import load
-
-    model = load(source.model_path)
-    if not source.inputs_applied:
-        apply_inputs(model, spec.source.input_specs(), spec.source.dim_ranges())
-    return model
-
-
 def _make_artifact(
     spec: PipelineSpec,
     job: Job,
-    source: Source,
+    opened: Opened,
     reference: Reference | None,
     watch: Observers,
-    calibration: Calibration | None = None,
-    quality: float | None = None,
+    shelf: Shelf | None = None,
 ) -> Artifact:
     from infconv.census import take_census
     from infconv.crash import report_crash
     from infconv.metrics import check_metric
     from infconv.passes import Context
     from infconv.publish import publish, staging
-    from infconv.runner import StepFailed, run_steps
+    from infconv.runner import StepFailed
     from infconv.verify import StepGuard, tolerance_for, verify
 
+    source = opened.source
     model = load_source(spec, source)
     before = take_census(model)
     samples = [s.inputs for s in reference.samples] if reference else []
     tolerance = tolerance_for(job.entry.precision, spec.verify, reference.depth if reference else 0)
     context = Context(target=job.exporter.target, samples=samples, tolerance=tolerance, progress=watch.tell)
-    context.calibration = calibration
+    context.calibration = opened.calibration
     guard = StepGuard(job, spec.verify, reference) if reference and spec.verify.when == "each" else None
+    graphs = shelf.graphs(job, model, context) if shelf is not None else None
     try:
-        model, steps = run_steps(job.steps, model, context, watch, guard)
+        model, steps = run_or_resume(job.steps, model, context, watch, guard, graphs)
     except StepFailed as failed:
         executed = failed.executed
         before_it = partial(_first_steps, job, context, executed)
@@ -346,7 +338,7 @@ def _make_artifact(
         with watch.stage(f"verify {job.exporter.target} {job.entry.precision}"):
             verification = verify(job, spec.verify, exported, reference)
         with watch.stage(f"measure {job.exporter.target} {job.entry.precision}"):
-            metric = check_metric(spec, job, exported, quality)
+            metric = check_metric(spec, job, exported, opened.quality)
             verification = dataclasses.replace(verification, metric=metric)
         notes = [*source.notes, *(reference.notes if reference else ()), *context.notes, *exported.notes]
         artifact = Artifact(
@@ -371,7 +363,10 @@ def _make_artifact(
         )
         files = [*exported.files, *documents]
         manifest = _write_manifest(artifact, spec, job, source, files, stage)
+        kept = shelf.keep_artifact(job, artifact, files, manifest) if shelf is not None else {}
         publish([*files, manifest], job.output.parent)
+    if shelf is not None:
+        shelf.learn(job.output.parent, kept)
     return artifact
 
 

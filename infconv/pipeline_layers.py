@@ -220,7 +220,7 @@ def _own(node: Any) -> Any:
     return dict(cast("dict[Any, Any]", node)) if isinstance(node, dict) else node
 
 
-# --- references --------------------------------------------------------------------------------------------------------
+# --- references ------------------------------------------------------------------------------------------------------
 
 
 def references(value: Any) -> Iterator[str]:

@@ -98,6 +98,8 @@ class Artifact:
     """Files that steps left beside the artifact, such as the precision plan."""
     source: str = ""
     """What its source is called."""
+    cached: bool = False
+    """Taken from the cache, with the verification of the same bytes."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from infconv.errors import InfconvError, ResourceError
@@ -41,6 +41,10 @@ class Guard(Protocol):
         ...
 
 
+Checkpoint: TypeAlias = "Callable[[int, ir.Model, list[StepResult]], None]"
+"""Is given how many steps are done (a repetition is one), the model, and what they did."""
+
+
 def run_steps(
     steps: Sequence[Pass | Repeat],
     model: ir.Model,
@@ -49,9 +53,13 @@ def run_steps(
     guard: Guard | None = None,
     *,
     limit: int | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> tuple[ir.Model, list[StepResult]]:
-    """Return the model after all steps, or the first `limit` of them, and what each did. `model` itself is changed."""
-    return _Run(steps, watch, guard, limit).run(model, context)
+    """Return the model after all steps, or the first `limit` of them, and what each did. `model` itself is changed.
+
+    `checkpoint` is given the model between steps, and leaves it as it is.
+    """
+    return _Run(steps, watch, guard, limit).run(model, context, checkpoint)
 
 
 class StepFailed(InfconvError):
@@ -93,7 +101,9 @@ class _Run:
         self._unchanging: set[_StepKey] = set()
         """The steps that changed nothing when they last ran, and that no change by another step came after."""
 
-    def run(self, model: ir.Model, context: Context) -> tuple[ir.Model, list[StepResult]]:
+    def run(
+        self, model: ir.Model, context: Context, checkpoint: Checkpoint | None = None
+    ) -> tuple[ir.Model, list[StepResult]]:
         from infconv.passes import Remembered
 
         if self._guard:
@@ -103,7 +113,10 @@ class _Run:
         results = {id(step): StepResult(step.step_name()) for step in flatten(self._steps)}
         try:
             with rare_collections():
-                model, _ = self._run_all(self._steps, model, context, results)
+                for count, step in enumerate(self._steps, 1):
+                    model, _ = self._run_all([step], model, context, results)
+                    if checkpoint is not None:
+                        checkpoint(count, model, [results[id(done)] for done in flatten(self._steps[:count])])
         finally:
             context.remembered = None
         return model, list(results.values())

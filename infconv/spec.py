@@ -229,6 +229,11 @@ class PipelineSpec(_Strict):
     """Time for the whole run: seconds, or a text such as `30m`."""
     memory_limit: Bytes | None = None
     """Memory for each process of the run: bytes, or a text such as `8GiB`."""
+    cache: bool | str | None = None
+    """Whether results are taken from the cache and left there, or the folder or URL of a cache (docs/scale.md); by
+    default `infconv run` does and `infconv convert` does not."""
+    jobs: int | None = Field(default=None, ge=0)
+    """Processes that make artifacts at the same time, within the memory limit; 0: one for each processor core."""
 
 
 def to_data(spec: PipelineSpec) -> dict[str, Any]:

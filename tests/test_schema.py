@@ -12,8 +12,8 @@ from jsonschema import Draft202012Validator
 
 from infconv import registry
 from infconv.errors import UsageError
-from infconv.schema import pipeline_schema
 from infconv.run_file import PipelineFile, load_run
+from infconv.schema import pipeline_schema
 from infconv.steps import shipped
 
 SCHEMA = pipeline_schema()
@@ -120,4 +120,6 @@ def test_every_key_has_a_description() -> None:
     for name in ("PipelineFile", "TargetEntry", "TargetGates", "LatencyGate"):
         described = SCHEMA if name == "PipelineFile" else DEFINITIONS[name]
         for key, property in described["properties"].items():
-            assert property.get("description"), f"{name}.{key}"
+            references = [choice["$ref"] for choice in property.get("anyOf", [property]) if "$ref" in choice]
+            model = DEFINITIONS[references[0].rpartition("/")[2]] if references else {}
+            assert property.get("description") or model.get("description"), f"{name}.{key}"

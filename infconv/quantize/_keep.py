@@ -59,8 +59,9 @@ class Search:
         """Return `plan`, or one that keeps more nodes in FP32. Nothing is raised: what cannot be run is noted."""
         self._start = time.monotonic()
         try:
-            self._expected = _trial.outputs(self._wiring.model, self._context.samples)
-            error = self._error(plan)
+            models = [self._wiring.model, _trial.lowered(self._wiring, plan).runnable()]
+            self._expected, actual = _trial.outputs(models, self._context.samples)
+            error = self._worst(actual)
             if error <= _ENOUGH:
                 return Found(plan, _facts(error, self._trials))
             return self._search(plan, error)
@@ -87,8 +88,11 @@ class Search:
 
     def _error(self, plan: Plan) -> float:
         """Return the worst output error as a share of the tolerance; infinity when it is not finite."""
+        model = _trial.lowered(self._wiring, plan).runnable()
+        return self._worst(_trial.outputs([model], self._context.samples)[0])
+
+    def _worst(self, actual: Sequence[_trial.Outputs]) -> float:
         self._trials += 1
-        actual = _trial.outputs(_trial.lowered(self._wiring, plan).runnable(), self._context.samples)
         pairs = zip(self._expected, actual, strict=True)
         return max((_trial.error_share(e, a, self._tolerance) for e, a in pairs), default=0.0)
 

@@ -74,14 +74,14 @@ def lowered(wiring: Wiring, plan: Plan) -> Lowered:
     return Lowered(clone, names, wiring.narrow.dtype)
 
 
-def outputs(model: ir.Model, samples: Sequence[Sample]) -> list[Outputs]:
-    """Run the model, as it is written, on each sample. Raises UnsupportedError when it does not run."""
+def outputs(models: Sequence[ir.Model], samples: Sequence[Sample]) -> list[list[Outputs]]:
+    """Run each model, as it is written, on each sample, in one child. Raises UnsupportedError when one does not run."""
 
-    def work() -> list[Outputs]:
+    def work(model: ir.Model) -> list[Outputs]:
         session = open_session(*skeleton(model, {}))
         return [run(session, sample) for sample in samples]
 
-    return in_child(work, "Running the model on the samples")
+    return in_child(lambda: [work(model) for model in models], "Running the model on the samples")
 
 
 def error_share(expected: Outputs, actual: Outputs, tolerance: Tolerance) -> float:

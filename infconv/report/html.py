@@ -13,7 +13,8 @@ from infconv.result import Artifact, Result
 
 Child: TypeAlias = "ET.Element | str"
 _STYLE = """
-:root { --ink: #1c2430; --faint: #667085; --line: #dfe3ea; --good: #1a7f4b; --bad: #c02b2b; --bar: #3f6fd8; --page: #fff }
+:root { --ink: #1c2430; --faint: #667085; --line: #dfe3ea; --good: #1a7f4b; --bad: #c02b2b; --bar: #3f6fd8;
+  --page: #fff }
 @media (prefers-color-scheme: dark) { :root { --ink: #e4e8ef; --faint: #98a2b3; --line: #353c48; --good: #4cc38a;
   --bad: #ff7a70; --bar: #7fa3f2; --page: #14181f } }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page); margin: 2rem auto;
@@ -24,8 +25,8 @@ p { margin: .4rem 0 } .faint { color: var(--faint) } .good { color: var(--good) 
 th, td { text-align: left; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
 th { color: var(--faint); font-weight: 500; white-space: nowrap } .number { text-align: right; white-space: nowrap }
 details { border-top: 1px solid var(--line); padding: .6rem 0 } summary { cursor: pointer; font-weight: 600 }
-code { overflow-wrap: anywhere } svg text { fill: var(--ink); font: 13px system-ui, sans-serif } rect { fill: var(--bar) }
-svg { max-width: 100% }
+code { overflow-wrap: anywhere } svg { max-width: 100% } rect { fill: var(--bar) }
+svg text { fill: var(--ink); font: 13px system-ui, sans-serif }
 """
 _BAR, _LABEL, _WIDTH = 26, 330, 980
 
@@ -99,7 +100,7 @@ def _artifacts(result: Result) -> Iterator[ET.Element]:
             _node("code", a.path),
             f"{a.nodes_before:,} → {a.nodes_after:,}",
             megabytes(a.bytes),
-            latency(result, a) or "–",
+            latency(result, a) or "-",
             _node("span", verdict(a.verification), class_="good" if a.verification.passed else "faint"),
         ]
         for a in result.artifacts
@@ -192,7 +193,7 @@ def _outputs(artifact: Artifact) -> Iterator[ET.Element]:
         [
             sample.label,
             _node("code", output.name),
-            "–" if output.max_abs is None else f"{output.max_abs:.3g}",
+            "-" if output.max_abs is None else f"{output.max_abs:.3g}",
             "exact" if output.sqnr_db is None else f"{output.sqnr_db:.1f} dB",
             _node("span", "agrees" if output.ok else output.reason, class_="good" if output.ok else "bad"),
         ]

@@ -10,7 +10,7 @@ from infconv.report._words import headline, latency, megabytes, notes_of, title_
 from infconv.result import StepResult
 
 _SPECIAL = re.compile(r"([\\`*_\[\]|<>#~&])")
-_SIGNS = {"passed": "✅", "failed": "❌", "skipped": "➖"}
+_SIGNS = {"passed": "✅", "failed": "❌", "skipped": "⏭️"}
 
 
 def to_markdown(report: Report) -> str:
@@ -25,7 +25,7 @@ def to_markdown(report: Report) -> str:
                 f"**{_plain(title_of(a))}**<br>{_plain(a.path)}",
                 f"{a.nodes_before} → {a.nodes_after}",
                 megabytes(a.bytes),
-                latency(result, a) or "–",
+                latency(result, a) or "-",
                 _plain(verdict(a.verification)),
             )
             for a in result.artifacts

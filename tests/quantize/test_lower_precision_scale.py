@@ -110,7 +110,7 @@ def test_with_samples_weights_beyond_the_range_are_computed_in_fp16_and_stay_rig
     assert {types(model)[name] for name in ("h", "n")} == {"FLOAT16"}
     assert "scaled by 2^-" in context.notes[0]
     assert "scale: -" in context.documents["precision.yaml"]
-    actual = outputs(emulated(model, ir.DataType.FLOAT16), [inputs])[0]["y"]
+    actual = outputs([emulated(model, ir.DataType.FLOAT16)], [inputs])[0][0]["y"]
     np.testing.assert_allclose(actual, run(before, inputs)["y"], atol=5e-3)
 
 
