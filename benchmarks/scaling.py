@@ -22,6 +22,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package has its bytecode, a checkout gets it once
+
 OPTIMISE = """
 import sys, infconv, onnx_ir
 infconv.save(infconv.optimize(sys.argv[1], level='extended'), sys.argv[2])

