@@ -19,6 +19,7 @@ _PATHS: tuple[tuple[str, ...], ...] = (
     ("targets", "*", "precision_plan"),
     ("gates", "baseline"),
     ("reports", "*"),
+    ("cache",),
 )
 """The keys that hold a path; `*` stands for each item of a list."""
 

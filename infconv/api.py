@@ -64,6 +64,8 @@ def make_spec(
     seed: int = 0,
     timeout: float | str | None = None,
     memory_limit: int | str | None = None,
+    cache: bool | str | None = None,
+    jobs: int | None = None,
     report: PathLike | Sequence[PathLike] = (),
 ) -> PipelineSpec:
     """Return the pipeline that these options mean. Raises UsageError when they contradict each other."""
@@ -116,6 +118,8 @@ def make_spec(
         "seed": seed,
         "timeout": timeout,
         "memory_limit": memory_limit,
+        "cache": cache,
+        "jobs": jobs,
         "reports": [os.fspath(path) for path in ([report] if isinstance(report, str | os.PathLike) else report)],
     }
     return parse_options(data)
@@ -198,11 +202,12 @@ def run(
     `set` is {"targets.0.precision": "fp16"} or ["targets.0.precision=fp16"].
     """
     from infconv.run_file import load_run
-    from infconv.runs import execute_and_report, select
+    from infconv.runs import cached_by_default, execute_and_report, select
 
     reports = [texts.report(os.fspath(p)) for p in ([report] if isinstance(report, str | os.PathLike) else report)]
     overrides = [f"{key}={json.dumps(value)}" for key, value in set.items()] if isinstance(set, Mapping) else set
-    specs = select(load_run(os.fspath(pipeline), overrides), [only] if isinstance(only, str) else only)
+    selected = select(load_run(os.fspath(pipeline), overrides), [only] if isinstance(only, str) else only)
+    specs = cached_by_default(selected)
     result = execute_and_report(specs, os.fspath(pipeline), observers, reports=reports, update_baseline=update_baseline)
     if result.error:
         raise result.error

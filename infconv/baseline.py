@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import platform
@@ -24,7 +25,8 @@ class Past:
     """What the baseline knows of an artifact."""
 
     figures: Figures
-    sha256: str
+    fingerprint: str
+    """Of the artifact's files."""
     machine: Mapping[str, Any]
     """Where the latency was measured."""
     copy: Path | None
@@ -37,6 +39,11 @@ class Baseline:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    def check(self) -> None:
+        """Raise UsageError when there is a file and it is no baseline."""
+        for key, entry in self._read().items():
+            self._past(key, entry)
+
     @property
     def exists(self) -> bool:
         """Whether there is one."""
@@ -44,16 +51,18 @@ class Baseline:
 
     def past(self, artifact: Artifact) -> Past | None:
         """Return the figures of then for the artifact of this path. Raises UsageError when the file is not valid."""
-        entry = self._read().get(self.key(artifact.path))
-        if entry is None:
-            return None
+        key = self.key(artifact.path)
+        entry = self._read().get(key)
+        return None if entry is None else self._past(key, entry)
+
+    def _past(self, key: str, entry: Any) -> Past:
         try:
             latency = entry["latency"] and Latency(**entry["latency"])
-            figures = Figures(artifact.path, int(entry["nodes"]), int(entry["bytes"]), latency)
-            copy = self.copies / entry["sha256"][:16] / Path(artifact.path).name
-            return Past(figures, entry["sha256"], entry["machine"], copy if copy.is_file() else None)
+            figures = Figures(key, int(entry["nodes"]), int(entry["bytes"]), latency)
+            copy = self.copies / entry["fingerprint"][:16] / Path(key).name
+            return Past(figures, entry["fingerprint"], entry["machine"], copy if copy.is_file() else None)
         except (KeyError, TypeError, ValueError) as error:
-            raise self._broken(f"{self.key(artifact.path)}: {error}") from error
+            raise self._broken(f"{key}: {type(error).__name__} {error}") from error
 
     @property
     def copies(self) -> Path:
@@ -71,7 +80,7 @@ class Baseline:
             document: Any = json.loads(self.path.read_text(encoding="utf-8"))
             if document["baseline_version"] != _VERSION:
                 raise self._broken(f"version {document['baseline_version']}")
-            return cast("dict[str, Any]", document["artifacts"])
+            return dict(cast("Mapping[str, Any]", document["artifacts"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise self._broken(str(error)) from error
 
@@ -88,24 +97,24 @@ class Baseline:
             return 0
         for key, artifact in new.items():
             own = plain(measured[artifact.path])
-            sha256 = digest(Path(artifact.path))
+            own_print = fingerprint(artifact)
             known[key] = {name: own[name] for name in ("nodes", "bytes", "latency")}
-            known[key] |= {"sha256": sha256, "machine": machine()}
+            known[key] |= {"fingerprint": own_print, "machine": machine()}
             if measured[artifact.path].latency is not None:
-                self._keep(artifact, sha256)
+                self._keep(artifact, own_print)
         self._write(known)
-        self._forget({entry["sha256"][:16] for entry in known.values()})
+        self._forget({entry["fingerprint"][:16] for entry in known.values()})
         return len(new)
 
     def _is_valid(self) -> bool:
         try:
-            self._read()
+            self.check()
         except UsageError:
             return False
         return True
 
-    def _keep(self, artifact: Artifact, sha256: str) -> None:
-        folder = self.copies / sha256[:16]
+    def _keep(self, artifact: Artifact, own_print: str) -> None:
+        folder = self.copies / own_print[:16]
         first = folder / Path(artifact.path).name
         with staging(first) as stage:
             copies = [Path(shutil.copy2(file, stage / Path(file).name)) for file in artifact.files]
@@ -125,8 +134,14 @@ class Baseline:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
+def fingerprint(artifact: Artifact) -> str:
+    """Return a digest of all the files that the artifact consists of."""
+    digests = [digest(Path(file)) for file in artifact.files]
+    return hashlib.sha256(" ".join(digests).encode()).hexdigest()
+
+
 def machine() -> dict[str, Any]:
-    """Return what a latency depends on beside the model and the runtime: the processor, and how many cores there are."""
+    """Return what a latency depends on beside the model and the runtime: the processor and its cores."""
     return {"processor": _processor(), "cores": os.cpu_count(), "system": platform.system()}
 
 

@@ -17,8 +17,8 @@ from infconv.align import Layer, align, first_divergence, record
 from infconv.calibrated import PRECISIONS
 from infconv.errors import InfconvError
 from infconv.observe import Observer, Observers
-from infconv.pipeline import Job, load_source, plan
-from infconv.pipeline import _calibrated as open_calibration
+from infconv.opening import load_source, open_calibration
+from infconv.pipeline import Job, plan
 from infconv.reduce import Cutter, reduce
 from infconv.reference import Reference, Sample, make_reference
 from infconv.replay import Culprit, ExportReplay, StepReplay, find_rewrite
@@ -203,7 +203,7 @@ def _smallest(case: _Case, layer: Layer | None) -> tuple[ir.Model, Sample] | Non
         return None
 
     def fails(model: ir.Model, sample: Sample) -> bool:
-        fault = case.stage.run(model, [sample]).fault
+        fault = case.stage.fault(model, [sample])
         return fault is not None and fault.kind == case.fault.kind
 
     starts = [cutter.behind([layer.a])] if layer else []
@@ -245,6 +245,7 @@ def _pipeline(case: _Case, target: str) -> PipelineSpec:
         steps=as_items([step] if step else []),
         targets=[entry],
         verify=VerifyEntry(when="end", rtol=verify.rtol, atol=verify.atol, min_sqnr=verify.min_sqnr),
+        cache=False,  # what is to be seen happen must happen
         timeout=limit if case.fault.kind == "timeout" else None,
         memory_limit=case.spec.memory_limit if case.fault.kind == "memory" else None,
     )

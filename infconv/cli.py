@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from infconv.commands import bench, bisect, compare, convert, diff, env, listing, manifest, run, start
+from infconv.commands import bench, bisect, cache, compare, convert, diff, env, listing, manifest, run, start
 from infconv.commands._base import guarded
 from infconv.errors import InfconvError, UsageError, did_you_mean
 
@@ -59,6 +59,7 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(env.app)
+app.add_typer(cache.app)
 
 
 def main() -> None:

@@ -127,7 +127,8 @@ def print_result(result: Result) -> None:
                 sys.stdout.write(f"dropped {step.name} ({artifact.target} {artifact.precision}): {step.reason}\n")
     for metric in [m for a in result.artifacts if (m := a.verification.metric)]:
         sys.stdout.write(f"metric {metric.metric}: {metric.before:.6g} → {metric.after:.6g}\n")
-    for note in dict.fromkeys(n for a in result.artifacts for n in (*a.notes, a.verification.note) if n):
+    told = [*(n for a in result.artifacts for n in (*a.notes, a.verification.note) if n), *result.notes]
+    for note in dict.fromkeys(told):
         sys.stdout.write(f"note: {note}\n")
 
 

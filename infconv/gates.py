@@ -9,14 +9,13 @@ from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from infconv.baseline import Baseline, Past, machine
-from infconv.errors import GateError, UsageError
+from infconv.baseline import Baseline, Past, fingerprint, machine
+from infconv.errors import GateError, InfconvError, UsageError
 from infconv.gate_options import GatesEntry, LatencyGate, TargetGates
-from infconv.publish import digest
 from infconv.result import Artifact, Figures, GateCheck, Latency, Result
 
 if TYPE_CHECKING:
-    from infconv.bench import BenchRow
+    from infconv.bench import BenchRow, Settings
     from infconv.pipeline import Job
     from infconv.spec import PipelineSpec, TargetEntry
 
@@ -84,7 +83,12 @@ def check_gates(
     for subject in subjects:
         gates = gates_of(spec, subject.job.entry)
         past = baseline.past(subject.artifact) if baseline and not update_baseline else None
-        found, race = _measure(subject, gates, past, spec.seed)
+        found, race = Figures(subject.artifact.path, subject.artifact.nodes_after, subject.artifact.bytes), None
+        try:
+            found, race = _measure(subject, gates, found, past, spec.seed)
+        except InfconvError as error:
+            gate = "memory_mb" if gates.latency_ms is None else "latency_ms"
+            checks.append(GateCheck(gate, found.artifact, "failed", f"it cannot be measured: {error.message}"))
         figures.append(found)
         checks += _limits(subject.artifact, gates, found)
         if past is not None and spec.gates is not None:
@@ -98,24 +102,39 @@ def check_gates(
 # --- figures ---------------------------------------------------------------------------------------------------------
 
 
-def _measure(subject: Subject, gates: TargetGates, past: Past | None, seed: int) -> tuple[Figures, BenchRow | None]:
-    """Return the artifact's figures, and its row of a race against the artifact of then where there was one."""
+def _measure(
+    subject: Subject, gates: TargetGates, figures: Figures, past: Past | None, seed: int
+) -> tuple[Figures, BenchRow | None]:
+    """Return `figures` with what was measured, and the row of a race against the artifact of then where there was one.
+
+    Raises InfconvError when a runtime cannot run the artifact.
+    """
     artifact = subject.artifact
-    figures = Figures(artifact.path, artifact.nodes_after, artifact.bytes)
     latency = gates.latency_ms if _is_measured(subject, gates.latency_ms) else None
     if latency is None and gates.memory_mb is None:
         return figures, None
     from infconv.bench import Settings, bench
 
     runs, threads = (latency.runs, latency.threads) if latency else (_MEMORY_RUNS, None)
-    rival = past.copy if past and latency and past.sha256 != digest(Path(artifact.path)) else None
-    models = [*([str(rival)] if rival else []), artifact.path]
+    rival = past.copy if past and latency and past.fingerprint != fingerprint(artifact) else None
+    settings = Settings(runs=runs, threads=threads, seed=seed)
     with _saved(subject) as inputs:
-        rows = bench(models, inputs=inputs, settings=Settings(runs=runs, threads=threads, seed=seed))
-    row = rows[-1]
+        row = _race(rival, artifact.path, inputs, settings) if rival else None
+        alone = row is None
+        row = row or bench([artifact.path], inputs=inputs, settings=settings)[0]
     timed = Latency(row.latency_ms, row.latency_ms_low, row.latency_ms_high, row.runtime) if latency else None
     figures = dataclasses.replace(figures, latency=timed, memory_mb=row.memory_mb)
-    return figures, row if rival else None
+    return figures, None if alone else row
+
+
+def _race(rival: Path, path: str, inputs: str, settings: Settings) -> BenchRow | None:
+    """Return the row of `path` beside `rival`; None when that does not run, on these inputs or at all."""
+    from infconv.bench import bench
+
+    try:
+        return bench([str(rival), path], inputs=inputs, settings=settings)[1]
+    except InfconvError:
+        return None
 
 
 def _is_measured(subject: Subject, gate: LatencyGate | None) -> bool:
@@ -144,7 +163,7 @@ def _limits(artifact: Artifact, gates: TargetGates, figures: Figures) -> list[Ga
     rows: list[tuple[str, float | None, float | None, bool]] = []  # gate, value, limit, whether the limit is a least
     if gates.latency_ms is not None and figures.latency is not None:
         rows.append(("latency_ms", figures.latency.median, gates.latency_ms.max, False))
-    if gates.memory_mb is not None:
+    if gates.memory_mb is not None and figures.memory_mb is not None:
         rows.append(("memory_mb", figures.memory_mb, gates.memory_mb.max, False))
     if gates.size_mb is not None:
         rows.append(("size_mb", artifact.bytes / 1e6, gates.size_mb.max, False))
@@ -212,7 +231,7 @@ def _latency_regression(
     gate = "latency_ms"
     now, then = figures.latency, past.figures.latency
     assert now is not None
-    if past.sha256 == digest(Path(artifact.path)):
+    if past.fingerprint == fingerprint(artifact):
         return GateCheck(f"regression.{gate}", artifact.path, "passed", "the artifact is the baseline's", 1.0, most)
     if race is not None:
         ratio, low, high, how = race.ratio, race.ratio_low, race.ratio_high, "side by side"
@@ -250,12 +269,22 @@ def gate_error(checks: Sequence[GateCheck]) -> GateError | None:
     return GateError(lines[0] if len(lines) == 1 else "\n".join([f"{len(lines)} gates failed:", *lines]), hint)
 
 
+def _baselines(specs: Sequence[PipelineSpec]) -> list[str]:
+    return list(dict.fromkeys(spec.gates.baseline for spec in specs if spec.gates and spec.gates.baseline))
+
+
+def check_baselines(specs: Sequence[PipelineSpec]) -> None:
+    """Raise UsageError for a baseline that cannot be read, before the work and not after it."""
+    for path in _baselines(specs):
+        Baseline(Path(path)).check()
+
+
 def store_baselines(specs: Sequence[PipelineSpec], result: Result, *, update: bool) -> list[str]:
     """Write what the baselines lack; return a note for each that was written. Failed gates change no baseline."""
     if not update and any(check.status == "failed" for check in result.gates):
         return []
     notes: list[str] = []
-    for path in dict.fromkeys(spec.gates.baseline for spec in specs if spec.gates and spec.gates.baseline):
+    for path in _baselines(specs):
         own = {spec.source.label() for spec in specs if spec.gates and spec.gates.baseline == path}
         artifacts = [artifact for artifact in result.artifacts if artifact.source in own]
         count = Baseline(Path(path)).store(artifacts, result.figures, update=update)

@@ -32,6 +32,11 @@ class Observers:
     def __init__(self, observers: Sequence[Observer] = ()) -> None:
         self._observers = tuple(observers)
 
+    @property
+    def each(self) -> Sequence[Observer]:
+        """Return the observers."""
+        return self._observers
+
     @contextlib.contextmanager
     def stage(self, name: str) -> Generator[None]:
         """Announce a stage."""

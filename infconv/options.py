@@ -85,6 +85,10 @@ class ConvertOptions(TypedDict, total=False):
     """Seed of the synthetic inputs."""
     timeout: float | str | None
     """Time for the whole conversion: seconds, or `30m`."""
+    cache: bool | str | None
+    """Whether results are taken from the cache and left there, or the cache's folder or URL; off when not given."""
+    jobs: int | None
+    """Artifacts made at the same time, each in a process; 0: one for each processor core."""
     memory_limit: int | str | None
     """Memory for each process of the conversion: bytes, or `8GiB`."""
     report: PathLike | Sequence[PathLike]

@@ -21,7 +21,11 @@ from infconv.errors import InfconvError, SourceError, UnsupportedError, UsageErr
 from infconv.explain import explain
 from infconv.gates import Subject, check_gates, check_possible
 from infconv.observe import Observer, Observers
+from infconv.opening import Opened, Opening, load_source
+from infconv.parallel import processes, run_each
 from infconv.result import Artifact, Failure, Figures, GateCheck, Result
+from infconv.resume import run_or_resume
+from infconv.shelf import Shelf, open_shelf
 from infconv.spec import ALIASES, PipelineSpec, TargetEntry
 from infconv.steps import Repeat, check_legal, flatten, resolve, shipped, without
 
@@ -30,7 +34,6 @@ if TYPE_CHECKING:
 
     from infconv.convert._base import DimRange, Source
     from infconv.passes import Context, Pass
-    from infconv.quantize._calibration import Calibration
     from infconv.reference import Reference
 
 
@@ -200,11 +203,10 @@ def execute(spec: PipelineSpec, observers: Sequence[Observer] = (), *, update_ba
     try:
         with tempfile.TemporaryDirectory(prefix="infconv-") as folder:
             opening = Opening(spec, Path(folder), watch, shelf)
-            with opening:
-                outcomes = _make_all(spec, jobs, opening, watch)
-                made = [(job, done) for job, done in zip(jobs, outcomes, strict=True) if isinstance(done, Artifact)]
-                with watch.stage("check the gates"):
-                    checks, figures = _check_gates(spec, opening, made, update_baseline)
+            outcomes = _make_all(spec, jobs, opening, watch)
+            made = [(job, done) for job, done in zip(jobs, outcomes, strict=True) if isinstance(done, Artifact)]
+            with watch.stage("check the gates"):
+                checks, figures = _check_gates(spec, opening, made, update_baseline)
     finally:
         if shelf is not None:
             shelf.close()
@@ -237,7 +239,10 @@ def _make_all(
     if left:
         opened = opening.opened()
         works = [partial(_make_or_find, spec, jobs[number], opened, shelf) for number in left]
-        found.update(zip(left, run_each(works, spec, watch), strict=True))
+        for number, done in zip(left, run_each(works, processes(spec, len(works)), watch), strict=True):
+            found[number] = done if isinstance(done, InfconvError) else done[0]
+            if shelf is not None and not isinstance(done, InfconvError):
+                shelf.cache.notes[:] = dict.fromkeys([*shelf.cache.notes, *done[1]])
     return [found[number] for number in range(len(jobs))]
 
 
@@ -249,13 +254,18 @@ def _find_artifact(job: Job, shelf: Shelf, watch: Observers) -> Artifact | Infco
             return error
 
 
-def _make_or_find(spec: PipelineSpec, job: Job, opened: Opened, shelf: Shelf | None, watch: Observers) -> Artifact:
-    """Return the artifact of a job. A source that only now is known to be the same may have it in the cache."""
-    found = shelf.find_artifact(job) if shelf is not None and not shelf.request else None
-    if found is not None:
-        return found
-    reference = opened.calibrated if job.entry.precision in PRECISIONS else opened.reference
-    return _make_artifact(spec, job, opened, reference, watch, shelf)
+def _make_or_find(
+    spec: PipelineSpec, job: Job, opened: Opened, shelf: Shelf | None, watch: Observers
+) -> tuple[Artifact, list[str]]:
+    """Return the artifact of a job, and the cache's notes on it; this may run in a process of its own.
+
+    A source that only now is known to be the same may have the artifact in the cache.
+    """
+    artifact = shelf.find_artifact(job) if shelf is not None and not shelf.request else None
+    if artifact is None:
+        reference = opened.calibrated if job.entry.precision in PRECISIONS else opened.reference
+        artifact = _make_artifact(spec, job, opened, reference, watch, shelf)
+    return artifact, shelf.cache.notes if shelf is not None else []
 
 
 def failure_of(error: InfconvError, spec: PipelineSpec, job: Job) -> Failure:
@@ -316,13 +326,14 @@ def _make_artifact(
     model = load_source(spec, source)
     before = take_census(model)
     samples = [s.inputs for s in reference.samples] if reference else []
-    tolerance = tolerance_for(job.entry.precision, spec.verify, reference.depth if reference else 0)
+    depth, own = (reference.depth, reference.precision) if reference else (0, "fp32")
+    tolerance = tolerance_for(job.entry.precision, spec.verify, depth, own)
     context = Context(target=job.exporter.target, samples=samples, tolerance=tolerance, progress=watch.tell)
     context.calibration = opened.calibration
     guard = StepGuard(job, spec.verify, reference) if reference and spec.verify.when == "each" else None
     graphs = shelf.graphs(job, model, context) if shelf is not None else None
     try:
-        model, steps = run_or_resume(job.steps, model, context, watch, guard, graphs)
+        model, steps = run_or_resume(job.steps, lambda: load_source(spec, source), model, context, watch, guard, graphs)
     except StepFailed as failed:
         executed = failed.executed
         before_it = partial(_first_steps, job, context, executed)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infconv.errors import InfconvError, UsageError, did_you_mean
-from infconv.gates import gate_error, store_baselines
+from infconv.gates import check_baselines, gate_error, gates_of, store_baselines
 from infconv.limits import execute_limited
+from infconv.observe import Observers
+from infconv.parallel import processes, run_each
 from infconv.pipeline import Job, failure_of, plan
 from infconv.result import Result
 from infconv.spec import PipelineSpec
@@ -66,27 +70,45 @@ def _matches(names: set[str], wanted: str) -> bool:
     return any(fnmatch.fnmatchcase(name, wanted) for name in {*names}) or str(Path(wanted).absolute()) in names
 
 
+def cached_by_default(specs: Sequence[PipelineSpec]) -> list[PipelineSpec]:
+    """Return the pipelines with the cache on where nobody said anything: a pipeline file is run again and again."""
+    if "INFCONV_CACHE" in os.environ:
+        return list(specs)
+    return [spec if spec.cache is not None else spec.model_copy(update={"cache": True}) for spec in specs]
+
+
 def execute_all(
-    specs: Sequence[PipelineSpec], observers: Sequence[Observer] = (), *, update_baseline: bool = False
+    specs: Sequence[PipelineSpec],
+    observers: Sequence[Observer] = (),
+    *,
+    update_baseline: bool = False,
+    on: str | None = None,
 ) -> Result:
     """Make every artifact of every pipeline, check the gates, and return the outcome with the first error.
 
     A pipeline that fails does not stop the others. With `update_baseline` the figures become the new baseline and are
-    not compared with the old one. Raises UsageError or UnsupportedError before anything is made.
+    not compared with the old one. `on` names a Ray cluster (infconv.on_ray). Raises UsageError or UnsupportedError
+    before anything is made.
     """
     planned = plan_all(specs)
+    if not update_baseline:
+        check_baselines(specs)
+    if on is None:
+        outcomes = _execute_here(specs, observers, update_baseline)
+    else:
+        from infconv.on_ray import execute_on
+
+        outcomes = execute_on(on, specs, Observers(observers))
     results: list[Result] = []
-    for spec, jobs in zip(specs, planned, strict=True):
-        try:
-            result = execute_limited(spec, observers, update_baseline=update_baseline)
-        except InfconvError as error:
-            failures = [failure_of(error, spec, job) for job in jobs]
-            result = Result(error=error, failures=failures)
+    for spec, jobs, done in zip(specs, planned, outcomes, strict=True):
+        result = done
+        if isinstance(result, InfconvError):
+            result = Result(error=result, failures=[failure_of(result, spec, job) for job in jobs])
         if result.error is not None and len(specs) > 1:
             result.error.message = f"{spec.source.label()}: {result.error.message}"
         results.append(result)
-    outcome = _joined(results)
-    notes = store_baselines(specs, outcome, update=update_baseline)
+    outcome = joined(results)
+    notes = [*outcome.notes, *store_baselines(specs, outcome, update=update_baseline)]
     return dataclasses.replace(outcome, notes=notes, error=outcome.error or gate_error(outcome.gates))
 
 
@@ -114,7 +136,28 @@ def execute_and_report(
     return result
 
 
-def _joined(results: Sequence[Result]) -> Result:
+def _execute_here(
+    specs: Sequence[PipelineSpec], observers: Sequence[Observer], update_baseline: bool
+) -> list[Result | InfconvError]:
+    """Make the pipelines in as many processes as they ask for; one after another where one measures time."""
+    most = processes(specs[0], len(specs)) if specs and not any(map(measures_time, specs)) else 1
+    if most > 1:  # what is left of the processes goes to the targets of each
+        inner = max(1, processes(specs[0], 1 << 30) // most)
+        specs = [spec.model_copy(update={"jobs": inner}) for spec in specs]
+
+    def work(spec: PipelineSpec, watch: Observers) -> Result:
+        return execute_limited(spec, watch.each, update_baseline=update_baseline)
+
+    return run_each([partial(work, spec) for spec in specs], most, Observers(observers))
+
+
+def measures_time(spec: PipelineSpec) -> bool:
+    """Whether a gate is about time, which what else runs on the machine would disturb."""
+    return any(gates_of(spec, target).latency_ms is not None for target in spec.targets)
+
+
+def joined(results: Sequence[Result]) -> Result:
+    """Return the outcome of several runs as that of one, with the first error."""
     return Result(
         artifacts=[artifact for result in results for artifact in result.artifacts],
         seconds=sum(result.seconds for result in results),
@@ -122,4 +165,5 @@ def _joined(results: Sequence[Result]) -> Result:
         failures=[failure for result in results for failure in result.failures],
         gates=[gate for result in results for gate in result.gates],
         figures=[figures for result in results for figures in result.figures],
+        notes=list(dict.fromkeys(note for result in results for note in result.notes)),
     )

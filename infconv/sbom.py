@@ -59,7 +59,7 @@ def _model(manifest: Mapping[str, Any]) -> dict[str, Any]:
     digest = entry["sha256"]
     return {
         "type": "machine-learning-model",
-        "bom-ref": f"artifact:{digest}",
+        "bom-ref": f"artifact:{name}:{digest}",
         "name": name,
         "version": f"sha256-{digest[:16]}",
         "hashes": _hashes(digest),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from infconv.cache import Cache, Entry, find_cache
 from infconv.cache._codec import decode, encode, load_arrays, save_arrays
 from infconv.cache._digests import copy_hashed
-from infconv.cache._keys import NotCacheable, StepKeys, artifact_key, digest_of, request_key, tree, why_not
+from infconv.cache._keys import NotCacheable, StepKeys, artifact_key, digest_of, request_key, why_not
 from infconv.convert._base import Source
 from infconv.errors import InfconvError
 from infconv.result import Artifact, StepResult
@@ -56,6 +56,12 @@ class Shelf:
         """Let go of what is in use."""
         self.cache.close()
 
+    def told(self, artifacts: Sequence[Artifact]) -> list[str]:
+        """Return what the user should know of the cache, a sentence each."""
+        count = sum(artifact.cached for artifact in artifacts)
+        words = f"From the cache, with the verification of the same bytes: {count} of {len(artifacts)} artifacts."
+        return [*([words] if count else []), *dict.fromkeys(self.cache.notes)]
+
     # --- the opened source -----------------------------------------------------------------------------------------
 
     def find_opened(self) -> bool:
@@ -79,7 +85,10 @@ class Shelf:
         if self._opened is None or not self._opened.data["exported"]:
             return None
         kind = _StoredSourceInPlace if self._opened.data["inputs_applied"] else StoredSource
-        return kind(self._opened.folder / _MODEL, decode(self._opened.data["source"], {}), reopen)
+        source = kind(self._opened.folder / _MODEL, decode(self._opened.data["source"], {}), reopen)
+        folder = Path(self._spec.source.path).absolute().parent
+        source.files = [folder / name for name in self._opened.data["files"]]
+        return source
 
     def stored_reference(self) -> Reference | None:
         """Return the reference of the opened source; None when there is none, as with `--verify off`."""
@@ -104,6 +113,7 @@ class Shelf:
         if not self.request:
             return
         exported = not source.is_onnx or source.inputs_applied
+        path = Path(self._spec.source.path).absolute()
 
         def fill(stage: Path) -> tuple[Mapping[str, Any], Mapping[str, str]]:
             save_arrays(arrays, stage)
@@ -115,6 +125,7 @@ class Shelf:
                 "source": told,
                 "reference": encoded,
                 "companions": self._companions(source, files),
+                "files": [_named_from(path, file) for file in source.files],
             }
             return data, known
 
@@ -125,11 +136,7 @@ class Shelf:
         path = Path(self._spec.source.path).absolute()
         beside = [*source.files, *(files if source.is_onnx and not source.inputs_applied else ())]
         others = {file.absolute() for file in beside} - {path}
-        return {
-            str(file.relative_to(path.parent) if file.is_relative_to(path.parent) else file): digest
-            for file in sorted(others)
-            for digest in tree(file, self.cache.digests).values()
-        }
+        return {_named_from(path, file): self.cache.digests.of(file) for file in sorted(others)}
 
     # --- graphs ------------------------------------------------------------------------------------------------------
 
@@ -317,6 +324,12 @@ class Graphs:
         about = f"{self._spec.source.label()} {self._job.exporter.target} {self._job.entry.precision}, {count} steps"
         self._shelf.cache.put(self._keys.key(count), "steps", about, fill)
         self._since = time.perf_counter()
+
+
+def _named_from(source: Path, file: Path) -> str:
+    """Return the path of a file from the source's folder, where it is in it."""
+    file = file.absolute()
+    return str(file.relative_to(source.parent) if file.is_relative_to(source.parent) else file)
 
 
 def _lasting(results: Sequence[StepResult], spec: PipelineSpec) -> bool:

@@ -155,6 +155,7 @@ class TargetEntry(_Strict):
     target: str
     """onnx, onnxruntime (ort), openvino (ov) or tensorrt (trt)."""
     precision: Precision = "fp32"
+    """What it computes in."""
     output: str | None = None
     """The artifact's file, in which `${source}`, `${target}` and `${precision}` stand for their names; by default the
     source's name in the pipeline file's folder."""

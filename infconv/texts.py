@@ -12,7 +12,7 @@ from infconv.errors import UsageError, did_you_mean
 _UNITS = {"": 1, "b": 1}
 _UNITS.update({unit: 1000**power for power, letter in enumerate("kmgt", 1) for unit in (letter, f"{letter}b")})
 _UNITS.update({f"{letter}ib": 1024**power for power, letter in enumerate("kmgt", 1)})
-_SECONDS = {"": 1.0, "s": 1.0, "sec": 1.0, "ms": 1e-3, "m": 60.0, "min": 60.0, "h": 3600.0}
+_SECONDS = {"": 1.0, "s": 1.0, "sec": 1.0, "ms": 1e-3, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _DIM_HINT = "Example: --dim batch=1..32, batch=1,8,32 (min,opt,max) or batch=8 (fixed)."
 
 

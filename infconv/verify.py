@@ -111,18 +111,21 @@ class Fault:
     """The output that differs."""
 
 
-def find_fault(model: ir.Model, samples: Sequence[Sample], tolerance: Tolerance) -> Fault | None:
+def find_fault(
+    model: ir.Model, samples: Sequence[Sample], tolerance: Tolerance, *, isolated: bool = True
+) -> Fault | None:
     """Return why `model` does not do what `samples` say; None when it does.
 
     It must pass the checker, run as it is written, and give the samples' outputs for their inputs, which are cast to
-    the float types that it declares.
+    the float types that it declares. Without `isolated` a runtime's crash is this process's.
     """
     from infconv.convert._in_memory import run_graph
     from infconv.model import check
 
     try:
         check(model)
-        outcomes = run_graph(model, [_cast(sample.inputs, model) for sample in samples])
+        feeds = [_cast(sample.inputs, model) for sample in samples]
+        outcomes = run_graph(model, feeds, isolated=isolated)
     except InfconvError as error:
         return Fault("invalid", error.message)
     return first_difference(samples, outcomes, tolerance)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+
+os.environ.setdefault("INFCONV_CACHE", "off")  # what a test runs is run, unless the test is about the cache
 
 
 def make_mlp(path: Path, width: int = 8, scale: float = 1.0) -> Path:

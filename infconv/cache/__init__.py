@@ -6,7 +6,7 @@ What is in it can be made again, and nothing depends on it: without the cache a 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ class Cache:
         self.local, self.remote, self.limit = local, remote, limit
         self.notes: list[str] = []
         """What the user should know: what was damaged, what could not be stored."""
-        self._stored = 0
+        self._opened = time.time()
 
     @property
     def digests(self) -> Any:
@@ -75,7 +75,6 @@ class Cache:
         except (OSError, TypeError, ValueError) as error:
             self.notes.append(f"The {kind} of {about} cannot be cached: {error}.")
             return False
-        self._stored += 1
         if self.remote is not None:
             try:
                 self.remote.push(key, self.local)
@@ -86,8 +85,7 @@ class Cache:
     def close(self) -> None:
         """Let go of the entries in use, and keep within the limit."""
         self.local.release()
-        if self._stored:
-            self._stored = 0
+        if self.local.changed() >= self._opened:
             self.local.trim(self.limit)
 
 
@@ -97,8 +95,6 @@ def find_cache(asked: bool | str | None, *, default: bool = False) -> Cache | No
     `asked`: True, False, a folder or a URL that fsspec knows, None when the user said nothing. Then INFCONV_CACHE
     decides in the same words (`on`, `off`, a folder, a URL), or else `default`. Raises UsageError, DependencyError.
     """
-    from infconv.cache._local import LocalStore
-
     named = os.environ.get("INFCONV_CACHE", "")
     if asked is None:
         asked = named.lower() not in _OFF if named else default

@@ -125,6 +125,10 @@ class LocalStore:
         finally:
             shutil.rmtree(stage, ignore_errors=True)
 
+    def changed(self) -> float:
+        """Return when an entry was last stored or removed, by whatever process."""
+        return self._entries.stat().st_mtime if self._entries.is_dir() else 0.0
+
     def entries(self) -> Iterator[Entry]:
         """Yield every entry, unchecked."""
         for folder in sorted(self._entries.glob("*")):

@@ -21,6 +21,14 @@ Target = Annotated[
 ]
 Timeout = Annotated[str | None, typer.Option(help="Time allowed for the whole run, e.g. 30m.")]
 MemoryLimit = Annotated[str | None, typer.Option(help="Memory allowed, e.g. 8GiB.")]
+UseCache = Annotated[
+    bool | None,
+    typer.Option("--cache/--no-cache", help="Take results from the cache and leave them there; run does, convert not."),
+]
+CacheDir = Annotated[str | None, typer.Option("--cache-dir", help="The cache's folder, or a URL such as s3://…")]
+Jobs = Annotated[
+    int | None, typer.Option("-j", "--jobs", min=0, help="Artifacts made at the same time; 0: one for each core.")
+]
 
 
 def guarded(command: Callable[[], int], json: bool) -> int:

@@ -73,6 +73,8 @@ def on_base(
             "seed": flags.seed or base.seed,
             "timeout": flags.timeout or base.timeout,
             "memory_limit": flags.memory_limit or base.memory_limit,
+            "cache": base.cache if flags.cache is None else flags.cache,
+            "jobs": base.jobs if flags.jobs is None else flags.jobs,
             "verify": base.verify if flags.verify.model_dump() == _default_verify() else flags.verify,
         }
     )
@@ -82,3 +84,10 @@ def _default_verify() -> dict[str, Any]:
     from infconv.spec import VerifyEntry
 
     return VerifyEntry.model_validate({}).model_dump()
+
+
+def cache(use: bool | None, place: str | None) -> bool | str | None:
+    """Return what --cache, --no-cache and --cache-dir mean together. Raises UsageError."""
+    if use is False and place is not None:
+        raise UsageError("--no-cache and --cache-dir exclude each other.", "Give one of them.")
+    return use if place is None else place

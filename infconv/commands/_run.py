@@ -38,6 +38,8 @@ class Request:
     reports: Sequence[str] = ()
     sbom: str | None = None
     update_baseline: bool = False
+    on: str | None = None
+    """The cluster that makes the artifacts; None: this machine."""
     dry_run: Callable[[Sequence[PipelineSpec]], None] | None = None
     json: bool = False
     verbose: bool = False
@@ -71,7 +73,7 @@ def _run(request: Request) -> int:
             request.dry_run(specs)
             return 0
         watchers = [] if request.quiet or request.json else [progress]
-        result = execute_all(specs, watchers, update_baseline=request.update_baseline)
+        result = execute_all(specs, watchers, update_baseline=request.update_baseline, on=request.on)
     except InfconvError as error:
         _report_failure(request, specs, error)
         raise

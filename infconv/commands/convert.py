@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from infconv.commands._base import DryRun, Json, MemoryLimit, Quiet, Target, Timeout, Verbose
+from infconv.commands._base import (
+    CacheDir,
+    DryRun,
+    Jobs,
+    Json,
+    MemoryLimit,
+    Quiet,
+    Target,
+    Timeout,
+    UseCache,
+    Verbose,
+)
 from infconv.commands._run import Reports, Request, Sbom, UpdateBaseline, run_pipelines
 
 if TYPE_CHECKING:
@@ -87,6 +98,9 @@ def convert(
     timeout: Timeout = None,
     step_timeout: Annotated[str | None, typer.Option(help="Time allowed for a step with --verify each.")] = None,
     memory_limit: MemoryLimit = None,
+    cache: UseCache = None,
+    cache_dir: CacheDir = None,
+    jobs: Jobs = None,
     report: Reports = None,
     sbom: Sbom = None,
     update_baseline: UpdateBaseline = False,
@@ -141,6 +155,8 @@ def convert(
                 seed=seed,
                 timeout=timeout,
                 memory_limit=memory_limit,
+                cache=_parse.cache(cache, cache_dir),
+                jobs=jobs,
                 report=report or [],
             ),
             targets_given=bool(target or output or fp16 or bf16 or int8 or int4 or precision_plan),

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from infconv.commands._base import Json, MemoryLimit, Quiet, Timeout, Verbose
+from infconv.commands._base import CacheDir, Jobs, Json, MemoryLimit, Quiet, Timeout, UseCache, Verbose
 from infconv.commands._run import Reports, Request, Sbom, UpdateBaseline, run_pipelines
 
 if TYPE_CHECKING:
     from infconv.pipeline import Job
+    from infconv.shelf import Shelf
     from infconv.spec import PipelineSpec
 
 
@@ -31,6 +32,10 @@ def run(
     update_baseline: UpdateBaseline = False,
     timeout: Timeout = None,
     memory_limit: MemoryLimit = None,
+    cache: UseCache = None,
+    cache_dir: CacheDir = None,
+    jobs: Jobs = None,
+    on: Annotated[str | None, typer.Option(help="ray, or ray://host:port: make the artifacts on a Ray cluster.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be made, with -v the full pipelines, and stop.")
     ] = False,
@@ -42,17 +47,21 @@ def run(
 
     def build() -> list[PipelineSpec]:
         from infconv import texts
+        from infconv.commands import _parse
         from infconv.run_file import load_run
-        from infconv.runs import select
+        from infconv.runs import cached_by_default, select
 
         for path in report or ():
             texts.report(path)
         limits = {
             "timeout": texts.duration(timeout) if timeout else None,
             "memory_limit": texts.memory(memory_limit) if memory_limit else None,
+            "cache": _parse.cache(cache, cache_dir),
+            "jobs": jobs,
         }
-        update = {name: limit for name, limit in limits.items() if limit}
-        return [spec.model_copy(update=update) for spec in select(load_run(pipeline, set or ()), only or ())]
+        update = {name: value for name, value in limits.items() if value is not None}
+        specs = [spec.model_copy(update=update) for spec in select(load_run(pipeline, set or ()), only or ())]
+        return cached_by_default(specs)
 
     run_pipelines(
         Request(
@@ -61,6 +70,7 @@ def run(
             reports=report or (),
             sbom=sbom,
             update_baseline=update_baseline,
+            on=on,
             dry_run=(lambda specs: _print_plan(specs, json, verbose)) if dry_run else None,
             json=json,
             verbose=verbose,
@@ -77,7 +87,7 @@ def _print_plan(specs: Sequence[PipelineSpec], json: bool, verbose: bool) -> Non
     from infconv.spec import absolute, to_data, to_yaml
 
     planned = plan_all(specs)
-    jobs = [_row(spec, job) for spec, own in zip(specs, planned, strict=True) for job in own]
+    jobs = [row for spec, own in zip(specs, planned, strict=True) for row in _rows(spec, own)]
     if json:
         data = [to_data(absolute(spec)) for spec in specs]
         console.print_json(Result().as_json() | {"jobs": jobs, "pipelines": data})
@@ -87,7 +97,18 @@ def _print_plan(specs: Sequence[PipelineSpec], json: bool, verbose: bool) -> Non
         console.print_table("", list(jobs[0]), [[str(value) for value in job.values()] for job in jobs], ("steps",))
 
 
-def _row(spec: PipelineSpec, job: Job) -> dict[str, str | int]:
+def _rows(spec: PipelineSpec, jobs: Sequence[Job]) -> list[dict[str, str | int]]:
+    from infconv.shelf import open_shelf
+
+    shelf = open_shelf(spec)
+    try:
+        return [_row(spec, job, shelf) for job in jobs]
+    finally:
+        if shelf is not None:
+            shelf.close()
+
+
+def _row(spec: PipelineSpec, job: Job, shelf: Shelf | None) -> dict[str, str | int]:
     from infconv.gates import gates_of
     from infconv.steps import flatten
 
@@ -100,4 +121,5 @@ def _row(spec: PipelineSpec, job: Job) -> dict[str, str | int]:
         "steps": len(list(flatten(job.steps))),
         "verify": spec.verify.when,
         "gates": ", ".join(gates) or "-",
+        "cached": shelf.state(job) if shelf is not None else "off",
     }

@@ -13,12 +13,15 @@ import onnx_ir as ir
 from infconv.passes._values import constant
 from infconv.quantize._collect import Batches, Wanted
 from infconv.quantize._placement import Layer, Placed, Placement, place
+from infconv.quantize._readers import batch_size
 from infconv.quantize._schemes import Grid, Params, Scheme, Weights, candidates, quantise_weight
 from infconv.quantize._simulate import Setting, Simulator, run_float, sqnr
 from infconv.quantize._sketch import Record, Sketch
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+_RANKING = 8
+"""Samples on which layers are ranked by their sensitivity."""
 _GAIN = 0.05
 """A choice must raise the signal-to-noise ratio by this many dB to be preferred."""
 
@@ -66,9 +69,8 @@ def evaluation_batches(batches: Batches, samples: int) -> list[Mapping[str, Arra
     found: list[Mapping[str, Array]] = []
     count = 0
     for batch in batches():
-        first = next(iter(batch.values()))
         found.append(batch)
-        count += len(first) if first.ndim else 1
+        count += batch_size(batch)
         if count >= samples:
             break
     return found
@@ -127,8 +129,9 @@ class _Search:
         params = {v.name or "": setting.params[group] for v, group in self._placed.tensors.items()}
         return Decision(params, self._weights, setting.biases, floats, best, sensitivity)
 
-    def _score(self, setting: Setting) -> float:
-        return sqnr(self._reference, self._simulator.run(setting))
+    def _score(self, setting: Setting, batches: int | None = None) -> float:
+        """Return the signal-to-noise ratio in dB, on the first `batches` or all."""
+        return sqnr(self._reference[:batches], self._simulator.run(setting, batches))
 
     # --- schemes ---------------------------------------------------------------------------------------------------
 
@@ -187,7 +190,8 @@ class _Search:
         """Keep the fewest layers float, the most sensitive ones first, with which the outputs reach `least` dB."""
         self._simulator = Simulator(self._model, self._placed, self._weights, self._batches, self._grid, switches=True)
         names = [layer.name for layer in self._placed.layers]
-        alone = {name: self._score(self._without(setting, set(names) - {name})) for name in names}
+        few = self._few()
+        alone = {name: self._score(self._without(setting, set(names) - {name}), few) for name in names}
         order = sorted(names, key=lambda name: alone[name])
         fewest, most = 1, len(order)
         while fewest < most:  # more float layers are better, near enough; the result is checked in any case
@@ -197,6 +201,15 @@ class _Search:
         kept = self._fewer(setting, order[:fewest], least)
         setting = self._without(setting, set(kept))
         return setting, self._score(setting), tuple(kept), alone
+
+    def _few(self) -> int:
+        """Return how many batches hold enough samples to tell layers apart."""
+        count = 0
+        for number, batch in enumerate(self._batches, 1):
+            count += batch_size(batch)
+            if count >= _RANKING:
+                return number
+        return len(self._batches)
 
     def _fewer(self, setting: Setting, kept: list[str], least: float) -> list[str]:
         """Return those of `kept` that must stay float; tried from the least sensitive on."""

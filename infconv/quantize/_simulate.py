@@ -65,10 +65,10 @@ class Simulator:
             self._session = _open(save(clone, Path(folder) / "model.onnx")[0])
         self.runs = 0
 
-    def run(self, setting: Setting) -> Outputs:
-        """Return the float outputs for each batch."""
+    def run(self, setting: Setting, batches: int | None = None) -> Outputs:
+        """Return the float outputs for each of the first `batches`, or all."""
         self.runs += 1
-        return _run(self._session, self._outputs, self._batches, self._feed(setting))
+        return _run(self._session, self._outputs, self._batches[:batches], self._feed(setting))
 
     def own_bias(self, layer: str) -> Array | None:
         """Return the bias that a layer has, zeros for a convolution without; None where it takes none."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
+from pydantic import Field
 
 from infconv.errors import UnsupportedError
 from infconv.passes import Context, Pass
@@ -16,6 +17,7 @@ from infconv.quantize._latency import RUNTIMES
 from infconv.quantize._never_slower import leave_slow_groups
 from infconv.quantize._placement import Layer, is_kept, layers_of
 from infconv.quantize._schemes import quantise_weight
+from infconv.quantize._tables import quantise_tables
 
 _COMPUTE = frozenset({"MatMul", "Gemm"})
 _OPSET = 11
@@ -32,12 +34,14 @@ class QuantizeDynamic(Pass):
     """Layers that stay float: names, patterns such as `*/head/*`, operators such as `op:Gemm`."""
     reduce_range: bool = False
     """Use 7 bits for weights: on processors before AVX-512 VNNI products of 8 bits may saturate."""
-
     never_slower: bool = True
     """Leave groups of layers float that are not faster in INT8, measured where the target runs on this machine."""
 
+    least_table: int = Field(65536, ge=0)
+    """Embeddings of at least this many elements are stored in 8 bits, a scale for each row; 0: none."""
+
     def run(self, model: ir.Model, context: Context) -> int:
-        """Quantise in place and return the number of products. Raises UnsupportedError for opsets before 11."""
+        """Quantise in place and return the number of products and lookups. Raises UnsupportedError for opsets before 11."""
         layers = [layer for layer in layers_of(model, _COMPUTE) if not is_kept(layer.node, self.keep)]
         opset = model.graph.opset_imports.get("", 0)
         if layers and opset < _OPSET:
@@ -51,9 +55,10 @@ class QuantizeDynamic(Pass):
             context.notes.extend(verdict.notes)
             layers = [layer for layer in layers if verdict.pays and layer.name not in verdict.floats]
         self._quantise(model, layers)
+        tables = quantise_tables(model, Names(model), self.least_table, self.keep) if self.least_table else 0
         if any(node.op_type == "Conv" for node in model.graph):
             context.notes.append("Convolutions stay float: INT8 for them needs --calibration.")
-        return len(layers)
+        return len(layers) + tables
 
     def _clone(self, model: ir.Model, layers: Sequence[Layer], floats: frozenset[str]) -> ir.Model:
         """Return a copy with all layers but those named `floats` quantised."""

@@ -17,6 +17,7 @@ from infconv.passes._values import constant
 from infconv.quantize._blocks import Blocks, gptq, round_to_nearest
 from infconv.quantize._hessians import input_moments
 from infconv.quantize._placement import Layer, is_kept, layers_of
+from infconv.quantize._tables import quantise_tables
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -42,11 +43,13 @@ class QuantizeWeights(Pass):
     """auto: gptq with calibration data."""
     least: int = Field(4096, ge=1)
     """Weights of fewer elements stay float."""
+    least_table: int = Field(65536, ge=0)
+    """Embeddings of at least this many elements are stored in 8 bits, a scale for each row; 0: none."""
     keep: tuple[str, ...] = ()
     """Layers that stay float: names, patterns such as `*/head/*`, operators such as `op:Gemm`."""
 
     def run(self, model: ir.Model, context: Context) -> int:
-        """Quantise in place and return the number of weights. Raises UnsupportedError for opsets before 21."""
+        """Quantise in place and return the number of weights and lookups. Raises UnsupportedError for opsets before 21."""
         layers = [layer for layer in layers_of(model, _COMPUTE) if self._takes(layer)]
         opset = model.graph.opset_imports.get("", 0)
         if layers and opset < _OPSET:
@@ -55,7 +58,8 @@ class QuantizeWeights(Pass):
         symmetric = context.target == "tensorrt"
         for layer, blocks in self._blocks(model, layers, context, symmetric):
             _dequantize(layer, blocks, model, names)
-        return len(layers)
+        tables = quantise_tables(model, names, self.least_table, self.keep) if self.least_table else 0
+        return len(layers) + tables
 
     def _takes(self, layer: Layer) -> bool:
         size = layer.weight.const_value.size if layer.weight.const_value is not None else self.least

@@ -365,7 +365,7 @@ def test_the_command_line_finds_the_environment_and_repeats_itself(models: Path,
     digests: set[str] = set()
     for name in ("a.onnx", "b.onnx"):
         outcome = infconv("convert", models / "cnn.keras", "-o", name, "--env", "tensorflow", "--json")
-        assert outcome.code == 0, outcome.err
+        assert outcome.code == 0, outcome.out + outcome.err
         digests.add(hashlib.sha256((tmp_path / name).read_bytes()).hexdigest())
     assert len(digests) == 1
     manifest = json.loads((tmp_path / "b.onnx.infconv.json").read_text())

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from onnx import numpy_helper
 
 from infconv.convert.to_openvino import ToOpenVINO
 from infconv.errors import UnsupportedError
@@ -138,6 +139,26 @@ def test_small_weights_and_those_to_keep_stay_float() -> None:
     old.graph.opset_imports[""] = 20
     with pytest.raises(UnsupportedError, match="opset 21"):
         QuantizeWeights().run(old, Context())
+
+
+@pytest.mark.parametrize("step", [QuantizeDynamic(least_table=1), QuantizeWeights(least_table=1, least=10**6)])
+def test_embeddings_have_a_scale_for_each_row(step: Any) -> None:
+    def build() -> ir.Model:
+        net = Net(21)
+        table = RNG.normal(size=(50, 32)) * np.exp(RNG.normal(size=(50, 1)))
+        net.tensors.append(numpy_helper.from_array(table.astype("f4"), "table"))
+        net.tensors.append(numpy_helper.from_array(np.arange(0, 50, 7), "ids"))
+        net.add("Add", net.add("Gather", "table", "ids"), "x")
+        return net.model({"x": ["n", 8, 32]}, "y", ["n", 8, 32])
+
+    model = build()
+    table = model.graph.initializers["table"].const_value
+    x = np.zeros((1, 8, 32), "f4")
+    assert step.run(model, Context()) == 1
+    assert table is not None
+    actual = run(checked(model), x)[0]
+    errors = [decibel(row, found) for row, found in zip(table.numpy()[::7], actual, strict=True)]
+    assert min(errors) > 38  # the small rows too
 
 
 def test_openvino_holds_weights_of_4_bits(tmp_path: Path) -> None:

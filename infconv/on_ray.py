@@ -1,0 +1,144 @@
+"""Run pipelines on a Ray cluster: the same jobs, each a task, collected in the order of the plan.
+
+A task that its node takes with it is started again elsewhere. That does no harm: an artifact is published in one go,
+and the second time has the bytes of the first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from infconv.errors import InfconvError, ResourceError, UsageError, missing_extra
+from infconv.isolate import Crashed
+from infconv.limits import execute_limited
+from infconv.observe import Observers
+from infconv.result import Result
+from infconv.runs import joined, measures_time
+
+if TYPE_CHECKING:
+    from infconv.spec import PipelineSpec
+
+_RETRIES = 3
+"""How often a task is started again after its process or its node died."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Task:
+    """Some targets of one pipeline."""
+
+    pipeline: int
+    spec: PipelineSpec
+
+
+def execute_on(address: str, specs: Sequence[PipelineSpec], watch: Observers) -> list[Result | InfconvError]:
+    """Return the outcome of each pipeline, made on the cluster at `address`: `ray`, or `ray://host:port`.
+
+    `ray` is the cluster that this machine belongs to (RAY_ADDRESS), or one of its own for the run. Sources and outputs
+    are paths that every node sees. Raises UsageError, DependencyError, and ResourceError for no such cluster.
+    """
+    ray = _connect(address, specs)
+    try:
+        tasks = _tasks(specs, int(ray.cluster_resources().get("CPU", 1)))
+        remote = ray.remote(_execute)
+        started = [
+            remote.options(
+                num_cpus=1, max_retries=_RETRIES, memory=task.spec.memory_limit, name=task.spec.source.label()
+            ).remote(task.spec.model_dump(mode="json", exclude_defaults=True), sys.path)
+            for task in tasks
+        ]
+        outcomes = _collect(ray, started, tasks, watch)
+    finally:
+        ray.shutdown()
+    return [
+        _merged([done for task, done in zip(tasks, outcomes, strict=True) if task.pipeline == number])
+        for number in range(len(specs))
+    ]
+
+
+def _connect(address: str, specs: Sequence[PipelineSpec]) -> Any:
+    if address != "ray" and not address.startswith("ray://"):
+        raise UsageError(f"--on '{address}' is no cluster.", "Write --on ray, or --on ray://host:port.")
+    for spec in specs:
+        if measures_time(spec):
+            raise UsageError(
+                "The gate 'latency_ms' does not go with --on: other jobs on a node would disturb it.",
+                "Check it in a run of its own, where the artifacts come from the cache.",
+            )
+    try:
+        import ray  # pyright: ignore[reportMissingImports]  (an optional dependency)
+    except ImportError:
+        raise missing_extra("ray", "ray", f"--on {address}") from None
+    try:
+        ray.init(
+            address=address if address != "ray" else os.environ.get("RAY_ADDRESS"),
+            log_to_driver=False,
+            logging_level="ERROR",
+            ignore_reinit_error=True,
+        )
+    except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+        words = str(error).strip().splitlines() or [type(error).__name__]
+        raise ResourceError(f"The cluster '{address}' cannot be reached: {words[0]}", "Check the address.") from error
+    return ray
+
+
+def _tasks(specs: Sequence[PipelineSpec], processors: int) -> list[_Task]:
+    """Return a task for each pipeline, which opens its source once; for each target where that leaves nodes idle."""
+    if len(specs) >= processors:
+        return [_Task(number, _alone(spec)) for number, spec in enumerate(specs)]
+    return [
+        _Task(number, _alone(spec.model_copy(update={"targets": [target]})))
+        for number, spec in enumerate(specs)
+        for target in spec.targets
+    ]
+
+
+def _alone(spec: PipelineSpec) -> PipelineSpec:
+    return spec.model_copy(update={"jobs": 1})
+
+
+def _execute(data: dict[str, Any], path: list[str]) -> Result | InfconvError:
+    """Run in a task: an InfconvError is an outcome, which it would not do to try again."""
+    from infconv.publish import session
+    from infconv.spec import PipelineSpec
+
+    sys.path += [folder for folder in path if folder not in sys.path]
+    with session():
+        try:
+            return execute_limited(PipelineSpec.model_validate(data))
+        except InfconvError as error:
+            return error
+
+
+def _collect(ray: Any, started: Sequence[Any], tasks: Sequence[_Task], watch: Observers) -> list[Result | InfconvError]:
+    """Return the outcomes in the order of the tasks; a task whose process died every time is an error of its own."""
+    waiting = list(started)
+    while waiting:
+        watch.tell(f"{len(started) - len(waiting)} of {len(started)} tasks are done")
+        _, waiting = ray.wait(waiting, num_returns=1)
+    outcomes: list[Result | InfconvError] = []
+    for reference, task in zip(started, tasks, strict=True):
+        try:
+            outcomes.append(ray.get(reference))
+        except ray.exceptions.OutOfMemoryError:
+            outcomes.append(
+                ResourceError("A node's memory ran out.", "Set memory_limit: a task then waits for a node that has it.")
+            )
+        except ray.exceptions.WorkerCrashedError:
+            outcomes.append(
+                Crashed(f"The process that converted '{task.spec.source.label()}' died {_RETRIES + 1} times.")
+            )
+    return outcomes
+
+
+def _merged(outcomes: Sequence[Result | InfconvError]) -> Result | InfconvError:
+    """Return the outcome of a pipeline from those of its tasks; one that could not be opened is that error."""
+    results = [outcome for outcome in outcomes if isinstance(outcome, Result)]
+    errors = [outcome for outcome in outcomes if isinstance(outcome, InfconvError)]
+    if not results:
+        return errors[0]
+    merged = joined(results)
+    return dataclasses.replace(merged, error=merged.error or next(iter(errors), None))
