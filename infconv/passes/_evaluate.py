@@ -1,4 +1,4 @@
-"""Evaluate constant nodes in one ONNX Runtime session, in a child process, its optimizer off.
+"""Evaluate constant nodes in one ONNX Runtime session (several for large weights), in a child, its optimizer off.
 
 Large constants are fed from where they lie (a mapped file), and large results are written into memory that the two
 processes share, so that a weight is neither serialized nor sent through a pipe.
@@ -20,6 +20,7 @@ import onnx_ir as ir
 
 from infconv import isolate
 from infconv.errors import InfconvError
+from infconv.model import release_pages
 from infconv.passes._op import constant_tensor
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ _FED = 4096
 """Constants of at least this many bytes are fed, smaller ones are written into the model."""
 _SHARED = 1 << 16
 """Results of at least this many bytes come back through shared memory, if their size is known beforehand."""
+_HELD = 64 << 20
+"""About so many bytes of constants are read at a time."""
 _SECONDS, _SECONDS_PER_BYTE, _SECONDS_PER_NODE = 30.0, 1e-7, 1e-3
 Sizes: TypeAlias = "Mapping[ir.Value, tuple[ir.DataType, list[int]]]"
 """Types and shapes that are known before anything is computed."""
@@ -76,19 +79,60 @@ def evaluate(
     `sizes` are the types and shapes that are known beforehand. Raises EvaluationError.
     """
     importlib.import_module("onnxruntime")  # before the fork, so that each child need not
-    work = _prepare(nodes, wanted, opset, sizes)
-    moved = sum(array.nbytes for array, _ in work.feeds.values()) + sum(
-        len(room) for room, _, _ in work.shared.values()
-    )
-    timeout = _SECONDS + moved * _SECONDS_PER_BYTE + len(nodes) * _SECONDS_PER_NODE
+    parts = _parts(nodes)
+    asked = [[value for value in wanted if value.producer() in set(part)] for part in parts]
+    works = [_prepare(part, values, opset, sizes) for part, values in zip(parts, asked, strict=True)]
+    timeout = _SECONDS + sum(map(_moved, works)) * _SECONDS_PER_BYTE + len(nodes) * _SECONDS_PER_NODE
     try:
-        outcome = isolate.call(lambda: _run(work), what="Evaluating constants", timeout=timeout)
+        outcome = isolate.call(lambda: _run_all(works), what="Evaluating constants", timeout=timeout)
     except InfconvError as error:
         raise EvaluationError(error.message) from error
-    if isinstance(outcome, _Failure):
-        raise EvaluationError(_first_line(outcome.text), _blamed(outcome.text, nodes))
-    tensors = [_tensor(result, work.shared.get(name)) for name, result in zip(work.outputs, outcome, strict=True)]
-    return dict(zip(wanted, tensors, strict=True))
+    found: dict[ir.Value, ir.TensorProtocol] = {}
+    for part, values, work, results in zip(parts, asked, works, outcome, strict=False):
+        if isinstance(results, _Failure):
+            raise EvaluationError(_first_line(results.text), _blamed(results.text, part))
+        for value, name, result in zip(values, work.outputs, results, strict=True):
+            found[value] = _tensor(result, work.shared.get(name))
+    return found
+
+
+def _moved(work: _Work) -> int:
+    """Return the bytes that are read and written in large tensors."""
+    fed = sum(array.nbytes for array, _ in work.feeds.values())
+    return fed + sum(len(room) for room, _, _ in work.shared.values())
+
+
+def _parts(nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:
+    """Return `nodes` in parts that do not depend on each other: one, unless much is read; then less is held at once."""
+    sizes = {node: _bytes_read(node) for node in nodes}
+    if sum(sizes.values()) <= _HELD:
+        return [list(nodes)]
+    group_of: dict[ir.Node, list[ir.Node]] = {}
+    for node in nodes:
+        found = [group_of[p] for value in node.inputs if value is not None and (p := value.producer()) in group_of]
+        group = max(found, key=len, default=[])
+        for other in found:
+            if other is not group and other and group_of[other[0]] is other:
+                group += other
+                group_of.update(dict.fromkeys(other, group))
+        group.append(node)
+        group_of[node] = group
+    parts: list[list[ir.Node]] = [[]]
+    held = 0
+    order = {node: position for position, node in enumerate(nodes)}
+    for group in {id(group): group for group in group_of.values()}.values():
+        size = sum(sizes[node] for node in group)
+        if parts[-1] and held + size > _HELD:
+            parts.append([])
+            held = 0
+        parts[-1] += group
+        held += size
+    return [sorted(part, key=order.__getitem__) for part in parts]
+
+
+def _bytes_read(node: ir.Node) -> int:
+    tensors = [constant_tensor(value) for value in node.inputs if value is not None]
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
 def _prepare(nodes: Sequence[ir.Node], wanted: Sequence[ir.Value], opset: int, sizes: Sizes) -> _Work:
@@ -146,6 +190,20 @@ def _add_source(graph: onnx.GraphProto, name: str, value: ir.Value, feeds: dict[
     info.type.tensor_type.elem_type = int(tensor.dtype)
     for dim in array.shape:
         info.type.tensor_type.shape.dim.add(dim_value=dim)
+
+
+def _run_all(works: Sequence[_Work]) -> list[list[_Result] | _Failure]:
+    """Run each in turn, up to the first failure; mapped memory is given back as soon as it was used."""
+    outcomes: list[list[_Result] | _Failure] = []
+    for work in works:
+        outcomes.append(_run(work))
+        if isinstance(outcomes[-1], _Failure):
+            break
+        for array, _ in work.feeds.values():
+            release_pages(array.reshape(-1).view(np.uint8).data)
+        for memory, _, _ in work.shared.values():
+            release_pages(memoryview(memory))
+    return outcomes
 
 
 def _run(work: _Work) -> list[_Result] | _Failure:

@@ -7,6 +7,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from infconv.model import from_proto
 from infconv.passes import Context, _evaluate
 from infconv.passes._edit import needs_nodes
 from infconv.passes.fold_constants import FoldConstants
@@ -250,3 +251,21 @@ def test_a_crash_of_the_runtime_is_found_by_bisection(monkeypatch: pytest.Monkey
     assert [node.op_type for node in model.graph] == ["Exp", "Add", "Mul", "Add"]
     assert "Exp 'c'" in context.notes[0]
     assert "crashed" in context.notes[0]
+
+
+def test_large_weights_are_folded_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_evaluate, "_HELD", 1 << 16)
+    rng = np.random.default_rng(0)
+    weights = {f"w{i}": rng.normal(size=(64, 128)).astype("f4") for i in range(5)}
+    text = """g (float[N, 128] x) => (float[N, 64] y) {
+        t0 = Transpose (w0) t1 = Transpose (w1) s = Add (w2, w3) t2 = Transpose (s) u = Transpose (w4) v = Add (t2, u)
+        a = MatMul (x, t0) b = MatMul (x, t1) c = MatMul (x, v) d = Add (a, b) y = Add (c, d) }"""
+    model = onnx.parser.parse_model('<ir_version: 9, opset_import: ["" : 17]>' + text)
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in weights.items())
+    graph = from_proto(model)
+    assert FoldConstants().run(graph, Context()) == 6
+    found = {name: value.const_value.numpy() for name, value in graph.graph.initializers.items()}
+    assert len(found) == 3
+    total = (weights["w2"] + weights["w3"]).T + weights["w4"].T
+    assert any(np.array_equal(array, total) for array in found.values())
+    assert any(np.array_equal(array, weights["w0"].T) for array in found.values())
