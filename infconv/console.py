@@ -127,6 +127,12 @@ def print_result(result: Result) -> None:
                 sys.stdout.write(f"dropped {step.name} ({artifact.target} {artifact.precision}): {step.reason}\n")
     for metric in [m for a in result.artifacts if (m := a.verification.metric)]:
         sys.stdout.write(f"metric {metric.metric}: {metric.before:.6g} → {metric.after:.6g}\n")
+    kept = sum(gate.status == "passed" for gate in result.gates)
+    if result.gates:
+        sys.stdout.write(f"gates: {kept} of {len(result.gates)} kept\n")
+    for gate in result.gates:
+        if gate.status == "skipped":
+            sys.stdout.write(f"gate {gate.gate} of {gate.artifact} skipped: {gate.message}\n")
     told = [*(n for a in result.artifacts for n in (*a.notes, a.verification.note) if n), *result.notes]
     for note in dict.fromkeys(told):
         sys.stdout.write(f"note: {note}\n")

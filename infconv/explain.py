@@ -195,7 +195,8 @@ def _shown(value: Any) -> str:
 def _likely(root: type[BaseModel], path: Path) -> str:
     """Return where the unknown last key of `path` belongs, or its likely spelling."""
     key, here = str(path[-1]), _model_at(root, path[:-1])
-    elsewhere = next((place for place, model in _models(root, ()) if key in model.model_fields), None)
+    places = [place for place, model in _models(root, ()) if key in model.model_fields]
+    elsewhere = min(places, key=len, default=None)
     if elsewhere is not None and not difflib.get_close_matches(key, here.model_fields, cutoff=_A_SLIP):
         return f": it belongs under '{dotted(elsewhere)}'" if elsewhere else ": it belongs at the top"
     return unknown(key, sorted(here.model_fields))

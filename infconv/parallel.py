@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import faulthandler
 import os
 import pickle
 import select
@@ -140,6 +141,7 @@ def _run_child(work: Callable[[Observers], Any], writer: int, parent: int) -> No
     code = 1
     try:
         os.setpgid(0, 0)  # what it starts is killed with it
+        faulthandler.disable()  # the parent tells of a crash, in one sentence
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() == parent:
             _send(writer, ("done", _outcome(work, writer)))

@@ -220,7 +220,7 @@ def execute(spec: PipelineSpec, observers: Sequence[Observer] = (), *, update_ba
         failures=failures,
         gates=checks,
         figures=figures,
-        notes=shelf.told([artifact for _, artifact in made]) if shelf is not None else [],
+        notes=shelf.cache.notes if shelf is not None else [],
     )
 
 

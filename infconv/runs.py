@@ -108,7 +108,7 @@ def execute_all(
             result.error.message = f"{spec.source.label()}: {result.error.message}"
         results.append(result)
     outcome = joined(results)
-    notes = [*outcome.notes, *store_baselines(specs, outcome, update=update_baseline)]
+    notes = [*_cached(outcome), *outcome.notes, *store_baselines(specs, outcome, update=update_baseline)]
     return dataclasses.replace(outcome, notes=notes, error=outcome.error or gate_error(outcome.gates))
 
 
@@ -149,6 +149,12 @@ def _execute_here(
         return execute_limited(spec, watch.each, update_baseline=update_baseline)
 
     return run_each([partial(work, spec) for spec in specs], most, Observers(observers))
+
+
+def _cached(result: Result) -> list[str]:
+    count = sum(artifact.cached for artifact in result.artifacts)
+    words = f"From the cache, with the verification of the same bytes: {count} of {len(result.artifacts)} artifacts."
+    return [words] if count else []
 
 
 def measures_time(spec: PipelineSpec) -> bool:

@@ -56,12 +56,6 @@ class Shelf:
         """Let go of what is in use."""
         self.cache.close()
 
-    def told(self, artifacts: Sequence[Artifact]) -> list[str]:
-        """Return what the user should know of the cache, a sentence each."""
-        count = sum(artifact.cached for artifact in artifacts)
-        words = f"From the cache, with the verification of the same bytes: {count} of {len(artifacts)} artifacts."
-        return [*([words] if count else []), *dict.fromkeys(self.cache.notes)]
-
     # --- the opened source -----------------------------------------------------------------------------------------
 
     def find_opened(self) -> bool:
@@ -309,7 +303,7 @@ class Graphs:
         from infconv.cache._graphs import save_graph
 
         seconds = time.perf_counter() - self._since
-        if seconds < self._shelf.worth_seconds or not _lasting(results, self._spec):
+        if count > self._keys.most or seconds < self._shelf.worth_seconds or not _lasting(results, self._spec):
             return
 
         def fill(stage: Path) -> tuple[Mapping[str, Any], Mapping[str, str]]:

@@ -34,6 +34,8 @@ targets:
   # - {{target: openvino, precision: fp16, output: out/{stem}.xml}}
   # - {{target: tensorrt, precision: fp16, output: out/{stem}.engine, options: {{compute_capability: [sm89]}}}}
 verify: {{when: end}}                   # each: after every step; a step that breaks the result is dropped and named
+# gates: {{size_mb: {{max: 30}}, latency_ms: {{max: 12, runtime: onnxruntime}}, baseline: baseline.json}}   # exit 6
+# reports: [out/report.html, out/junit.xml]
 # skip: [merge-duplicates]            # default steps to leave out; `infconv passes` lists them
 # timeout: 30m
 # memory_limit: 8GiB

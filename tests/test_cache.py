@@ -76,7 +76,6 @@ def test_the_same_again_is_taken_from_the_cache(mlp: Path, tmp_path: Path) -> No
     assert [artifact.cached for artifact in result.artifacts] == [True, True]
     assert contents(tmp_path / "out") == first
     assert "open the source" not in watcher.told
-    assert result.notes == ["From the cache, with the verification of the same bytes: 2 of 2 artifacts."]
     assert result.artifacts[0].verification.passed
     assert result.artifacts[0].verification.worst() is not None
 
@@ -254,7 +253,7 @@ def test_a_change_of_the_last_step_reruns_that_step(
     monkeypatch.setattr(
         _Run, "_run_one", lambda self, step, *rest: run.append(step.step_name()) or original(self, step, *rest)
     )
-    steps: list[Any] = ["infer-shapes", "fold-constants", "fuse-gemm", {"convert-opset": {"to": 18}}]
+    steps: list[Any] = ["infer-shapes", "fold-constants", "fuse-gelu", {"convert-opset": {"to": 18}}]
     made(spec_for(mlp, tmp_path / "out", steps=steps))
     run.clear()
     steps[-1] = {"convert-opset": {"to": 19}}

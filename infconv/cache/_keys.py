@@ -176,6 +176,9 @@ class StepKeys:
         """
         self._common = digest_of(_common(spec, job, identity, request, digests))
         self._job, self._digests = job, digests
+        uses = (any(map(_is_users_code, flatten([step]))) for step in job.steps)
+        self.most = next((count for count, own in enumerate(uses) if own), len(job.steps))
+        """How many steps there are before the first one that is the user's code."""
 
     def key(self, count: int) -> str:
         """Return the key of the graph after the first `count` steps, a repetition being one."""
@@ -183,8 +186,8 @@ class StepKeys:
 
     def longest(self, cache: Cache, *, whole: bool = False) -> int:
         """Return the most steps after which `cache` holds a graph, 0 for none; with `whole` all of them or none."""
-        counts = range(len(self._job.steps), 0, -1)
-        return next((count for count in counts[: 1 if whole else None] if cache.holds(self.key(count))), 0)
+        counts = range(self.most, len(self._job.steps) - 1 if whole else 0, -1)
+        return next((count for count in counts if cache.holds(self.key(count))), 0)
 
 
 def artifact_key(spec: PipelineSpec, job: Job, identity: str, request: str, digests: Digests) -> str:
@@ -209,12 +212,15 @@ def artifact_key(spec: PipelineSpec, job: Job, identity: str, request: str, dige
 
 def _steps(steps: Sequence[Pass | Repeat], digests: Digests) -> Any:
     """Return what tells steps apart: names, options and the files that these name, and libraries of their own."""
-    for step in flatten(steps):
-        if not type(step).__module__.startswith("infconv.") or step.step_name() in _USERS_CODE:
-            raise NotCacheable(f"step {step.step_name()} is code that may change without a trace")
+    for step in filter(_is_users_code, flatten(steps)):
+        raise NotCacheable(f"step {step.step_name()} is code that may change without a trace")
     options = [step.model_dump(mode="json") for step in flatten(steps)]
     peers = sorted({peer for step in flatten(steps) for peer in _PEERS.get(step.step_name(), ())})
     return [as_items(steps), options, _named_files(options, digests), _versions(peers)]
+
+
+def _is_users_code(step: Pass) -> bool:
+    return not type(step).__module__.startswith("infconv.") or step.step_name() in _USERS_CODE
 
 
 def _common(spec: PipelineSpec, job: Job, identity: str, request: str, digests: Digests) -> dict[str, Any]:

@@ -35,7 +35,9 @@ def run(
     cache: UseCache = None,
     cache_dir: CacheDir = None,
     jobs: Jobs = None,
-    on: Annotated[str | None, typer.Option(help="ray, or ray://host:port: make the artifacts on a Ray cluster.")] = None,
+    on: Annotated[
+        str | None, typer.Option(help="ray, or ray://host:port: make the artifacts on a Ray cluster.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be made, with -v the full pipelines, and stop.")
     ] = False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -104,7 +105,10 @@ def _share(expected: Array, actual: Array, tolerance: Tolerance) -> float:
     exact, difference = exact[finite], np.abs(np.where(same, 0.0, found - np.where(finite, exact, 0.0)))[finite]
     if tolerance.min_sqnr is not None:
         signal, noise = float(np.sum(exact**2)), float(np.sum(difference**2))
-        return float(np.sqrt(noise / signal * 10 ** (tolerance.min_sqnr / 10))) if signal and noise else 0.0
+        if not (signal and noise):
+            return 0.0
+        decades = (tolerance.min_sqnr + 10 * math.log10(noise / signal)) / 20
+        return 10.0**decades if decades < 300 else float("inf")
     scale = float(np.max(np.abs(exact), initial=0.0))
     allowed = tolerance.atol + tolerance.rtol * np.abs(exact) + tolerance.scaled * scale
     with np.errstate(divide="ignore", invalid="ignore"):

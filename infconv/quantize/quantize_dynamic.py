@@ -41,7 +41,7 @@ class QuantizeDynamic(Pass):
     """Embeddings of at least this many elements are stored in 8 bits, a scale for each row; 0: none."""
 
     def run(self, model: ir.Model, context: Context) -> int:
-        """Quantise in place and return the number of products and lookups. Raises UnsupportedError for opsets before 11."""
+        """Quantise in place and return how many operators changed. Raises UnsupportedError below opset 11."""
         layers = [layer for layer in layers_of(model, _COMPUTE) if not is_kept(layer.node, self.keep)]
         opset = model.graph.opset_imports.get("", 0)
         if layers and opset < _OPSET:

@@ -13,7 +13,7 @@ from infconv.errors import UnsupportedError
 from infconv.passes import Context, Pass
 from infconv.passes._build import Builder, Names
 from infconv.passes._graphs import take_over
-from infconv.passes._values import constant
+from infconv.passes._values import constant, known_shape
 from infconv.quantize._blocks import Blocks, gptq, round_to_nearest
 from infconv.quantize._hessians import input_moments
 from infconv.quantize._placement import Layer, is_kept, layers_of
@@ -49,8 +49,8 @@ class QuantizeWeights(Pass):
     """Layers that stay float: names, patterns such as `*/head/*`, operators such as `op:Gemm`."""
 
     def run(self, model: ir.Model, context: Context) -> int:
-        """Quantise in place and return the number of weights and lookups. Raises UnsupportedError for opsets before 21."""
-        layers = [layer for layer in layers_of(model, _COMPUTE) if self._takes(layer)]
+        """Quantise in place and return how many weights and lookups changed. Raises UnsupportedError below opset 21."""
+        layers = [layer for layer in layers_of(model, _COMPUTE) if self._takes(layer, context.target)]
         opset = model.graph.opset_imports.get("", 0)
         if layers and opset < _OPSET:
             raise UnsupportedError(f"INT4 needs opset {_OPSET} or later; the model has {opset}.", "Add --opset 21.")
@@ -61,8 +61,13 @@ class QuantizeWeights(Pass):
         tables = quantise_tables(model, names, self.least_table, self.keep) if self.least_table else 0
         return len(layers) + tables
 
-    def _takes(self, layer: Layer) -> bool:
+    def _takes(self, layer: Layer, target: str) -> bool:
+        """Whether the layer is large enough, not to be kept, and of a size that the target has kernels for."""
         size = layer.weight.const_value.size if layer.weight.const_value is not None else self.least
+        shape = known_shape(layer.weight) or (0, 0)
+        rows = shape[1 - layer.axis]
+        if target == "tensorrt" and (rows % self.block or rows == self.block):
+            return False  # one block, or a part of one, for a column: measured, TensorRT-RTX 1.7 computes that in float
         return size >= self.least and not is_kept(layer.node, self.keep)
 
     def _blocks(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from infconv.result import Artifact, Result, Verification
+from collections.abc import Sequence
+
+from infconv.result import Artifact, GateCheck, Result, Verification
 
 
 def headline(result: Result) -> str:
@@ -34,9 +36,14 @@ def verdict(verification: Verification) -> str:
     return words if verification.artifact_executed else f"{words} (of a stand-in)"
 
 
-def megabytes(count: int) -> str:
-    """Return bytes as megabytes of a million: `97.8 MB`, `0.004 MB`."""
-    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e6:.3g} MB"
+def size(count: float) -> str:
+    """Return bytes for people: `97.8 MB`, `1.1 kB`."""
+    return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:.3g} kB"
+
+
+def worst_first(gates: Sequence[GateCheck]) -> list[GateCheck]:
+    """Return the gates that failed, then those that were skipped, then the rest."""
+    return sorted(gates, key=lambda gate: ("failed", "skipped", "passed").index(gate.status))
 
 
 def latency(result: Result, artifact: Artifact) -> str:

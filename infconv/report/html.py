@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from infconv import __version__
 from infconv.report import Report
-from infconv.report._words import headline, latency, megabytes, notes_of, title_of, verdict
+from infconv.report._words import headline, latency, notes_of, size, title_of, verdict, worst_first
 from infconv.result import Artifact, Result
 
 Child: TypeAlias = "ET.Element | str"
@@ -99,7 +99,7 @@ def _artifacts(result: Result) -> Iterator[ET.Element]:
             title_of(a),
             _node("code", a.path),
             f"{a.nodes_before:,} → {a.nodes_after:,}",
-            megabytes(a.bytes),
+            size(a.bytes),
             latency(result, a) or "-",
             _node("span", verdict(a.verification), class_="good" if a.verification.passed else "faint"),
         ]
@@ -115,7 +115,7 @@ def _gates(result: Result) -> Iterator[ET.Element]:
     yield _node("h2", "Gates")
     rows: list[list[Child]] = [
         [_node("span", g.status, class_=kinds[g.status]), _node("code", g.gate), _node("code", g.artifact), g.message]
-        for g in result.gates
+        for g in worst_first(result.gates)
     ]
     yield _table(("", "gate", "artifact", "outcome"), rows)
 
@@ -126,7 +126,7 @@ def _plots(result: Result) -> Iterator[ET.Element]:
     yield _node("h2", "Size")
     sources = {f"{a.source} (weights of the source)": a.source_bytes for a in result.artifacts}
     sizes = [*sources.items(), *((title_of(a), a.bytes) for a in result.artifacts)]
-    yield _bars([(label, count, megabytes(count)) for label, count in sizes])
+    yield _bars([(label, count, size(count)) for label, count in sizes])
     yield _node("h2", "Nodes")
     before = {f"{a.source} (before)": a.nodes_before for a in result.artifacts}
     nodes = [*before.items(), *((title_of(a), a.nodes_after) for a in result.artifacts)]
@@ -148,7 +148,15 @@ def _bars(rows: Sequence[tuple[str, float, str]]) -> ET.Element:
         shown = label if len(label) <= 48 else f"{label[:47]}…"
         parts += [
             _node("text", shown, x="0", y=f"{top + 17}"),
-            _node("rect", x=f"{_LABEL}", y=f"{top + 5}", width=f"{length:.1f}", height=f"{_BAR - 10}", rx="2"),
+            _node(
+                "rect",
+                x=f"{_LABEL}",
+                y=f"{top + 5}",
+                width=f"{length:.1f}",
+                height=f"{_BAR - 10}",
+                rx="2",
+                fill="#3f6fd8",
+            ),
             _node("text", text, x=f"{_LABEL + length + 8:.1f}", y=f"{top + 17}"),
         ]
     height = f"{len(rows) * _BAR}"

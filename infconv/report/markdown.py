@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from infconv.report import Report
-from infconv.report._words import headline, latency, megabytes, notes_of, title_of, verdict
+from infconv.report._words import headline, latency, notes_of, size, title_of, verdict, worst_first
 from infconv.result import StepResult
 
 _SPECIAL = re.compile(r"([\\`*_\[\]|<>#~&])")
@@ -24,7 +24,7 @@ def to_markdown(report: Report) -> str:
             (
                 f"**{_plain(title_of(a))}**<br>{_plain(a.path)}",
                 f"{a.nodes_before} → {a.nodes_after}",
-                megabytes(a.bytes),
+                size(a.bytes),
                 latency(result, a) or "-",
                 _plain(verdict(a.verification)),
             )
@@ -32,7 +32,9 @@ def to_markdown(report: Report) -> str:
         ]
         lines += _table(columns, rows)
     if result.gates:
-        rows = [(_SIGNS[g.status], f"`{g.gate}`", _plain(g.artifact), _plain(g.message)) for g in result.gates]
+        rows = [
+            (_SIGNS[g.status], f"`{g.gate}`", _plain(g.artifact), _plain(g.message)) for g in worst_first(result.gates)
+        ]
         lines += ["### Gates", "", *_table(("", "gate", "artifact", "outcome"), rows)]
     lines += _failures(report)
     dropped = [(_plain(a.path), _plain(s.name), _plain(s.reason)) for a in result.artifacts for s in _dropped(a.steps)]

@@ -71,6 +71,13 @@ def test_the_users_tolerance_decides_what_is_an_error() -> None:
     assert not wide.notes
 
 
+@pytest.mark.parametrize("decibel", [20.0, 1e6])
+def test_a_signal_to_noise_ratio_may_be_asked_for_however_large(decibel: float) -> None:
+    context = Context(samples=[X], tolerance=Tolerance(rtol=0, atol=0, scaled=0, min_sqnr=decibel))
+    lower(OFFSET, context=context)
+    assert ("by an infinite multiple of" in context.notes[-1]) == (decibel > 1000)
+
+
 def test_what_a_plan_lowers_is_not_taken_back_and_the_user_is_told(tmp_path: Path) -> None:
     path = tmp_path / "plan.yaml"
     path.write_text("{version: 1, precision: fp16, nodes: [{node: d, type: float16}, {node: e, type: float16}]}")

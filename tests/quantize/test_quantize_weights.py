@@ -172,6 +172,13 @@ def test_openvino_holds_weights_of_4_bits(tmp_path: Path) -> None:
     assert decibel(run(model, x), outputs["y"]) > 60
 
 
+def test_tensorrt_has_kernels_for_weights_of_4_bits(infconv: Any, tmp_path: Path) -> None:
+    save(attention(128), tmp_path / "net.onnx")
+    done = infconv("convert", "net.onnx", "-t", "trt", "--int4", "--json")
+    assert done.code == 0, done.err
+    assert done.json["artifacts"][0]["compute"]["int4"] >= 2  # 96 rows are no multiple of 64: those stay float
+
+
 def test_int4_from_the_command_line(infconv: Any, tmp_path: Path) -> None:
     save(attention(), tmp_path / "net.onnx")
     done = infconv("convert", "net.onnx", "-t", "ort", "--int4", "--json")
