@@ -1,0 +1,136 @@
+"""The same pipelines on a Ray cluster of several nodes on this machine, one of which is lost on the way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infconv import on_ray
+from infconv.errors import DependencyError, ResourceError, UsageError
+from infconv.runs import execute_all
+from infconv.spec import PipelineSpec
+from tests.conftest import make_mlp
+
+ray: Any = pytest.importorskip("ray", reason="ray is not installed: pip install 'infconv[ray]'")
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A head that takes no tasks, and two nodes with a processor each."""
+    from ray.cluster_utils import Cluster
+
+    memory = 100 * 2**20
+    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": memory})
+    found.nodes = [found.add_node(num_cpus=1, object_store_memory=memory) for _ in range(2)]
+    yield found
+    found.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def address(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+
+
+def pipelines(folder: Path, count: int, **more: Any) -> list[PipelineSpec]:
+    """Return `count` pipelines for two targets each; the second source is no model."""
+    specs: list[PipelineSpec] = []
+    for number in range(count):
+        source = folder / f"m{number}.onnx"
+        if number == 1:
+            source.write_bytes(b"not a model")
+        else:
+            make_mlp(source, width=8 + number)
+        outputs = {t: str(folder / "out" / f"m{number}.{t}.onnx") for t in ("onnx", "onnxruntime")}
+        targets = [{"target": target, "output": output} for target, output in outputs.items()]
+        data = {"source": {"path": str(source)}, "targets": targets, "cache": False, **more}
+        specs.append(PipelineSpec.model_validate(data))
+    return specs
+
+
+def outcome(specs: list[PipelineSpec], folder: Path, on: str | None) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Run; return the artifacts' bytes and what is told, without seconds. The files are gone then."""
+    document = execute_all(specs, on=on).as_json()
+    for step in [document, *document["steps"], *(s for a in document["artifacts"] for s in a["steps"])]:
+        step["seconds"] = 0
+    files = {f.name: f.read_bytes() for f in sorted((folder / "out").glob("*.onnx"))}
+    for file in (folder / "out").iterdir():
+        file.unlink()
+    return files, document
+
+
+def test_the_outcome_is_that_of_this_machine(tmp_path: Path) -> None:
+    specs = pipelines(tmp_path, 3)
+    here, there = outcome(specs, tmp_path, None), outcome(specs, tmp_path, "ray")
+    assert len(here[0]) == 4
+    assert here[1]["exit_code"] == 3
+    assert there == here
+
+
+def test_targets_of_one_source_go_to_several_nodes(tmp_path: Path) -> None:
+    spec = pipelines(tmp_path, 1)
+    assert [len(task.spec.targets) for task in on_ray._tasks(spec, 2)] == [1, 1]
+    assert [len(task.spec.targets) for task in on_ray._tasks(spec, 1)] == [2]
+    assert outcome(spec, tmp_path, "ray") == outcome(spec, tmp_path, None)
+
+
+def test_a_node_that_is_lost_loses_nothing(cluster: Any, tmp_path: Path) -> None:
+    specs = pipelines(tmp_path, 8)
+    expected = outcome(specs, tmp_path, None)
+    lost = False
+
+    class KillsANode:
+        """Kills a node with what runs on it when the first artifacts are there."""
+
+        def stage(self, name: str) -> None:
+            nonlocal lost
+            if not lost and name[0] in "234" and "tasks are done" in name:
+                lost = True
+                cluster.remove_node(cluster.nodes.pop(), allow_graceful=False)
+
+        def before(self, step: str) -> None: ...
+
+        def after(self, result: Any) -> None: ...
+
+    document = execute_all(specs, [KillsANode()], on="ray").as_json()
+    assert lost
+    assert document["exit_code"] == expected[1]["exit_code"]
+    assert [a["path"] for a in document["artifacts"]] == [a["path"] for a in expected[1]["artifacts"]]
+    assert {f.name: f.read_bytes() for f in (tmp_path / "out").glob("*.onnx")} == expected[0]
+    left = {f.name for f in (tmp_path / "out").iterdir()} - {n + s for n in expected[0] for s in ("", ".infconv.json")}
+    deadline = time.monotonic() + 10  # the processes of a lost node end when they notice
+    while time.monotonic() < deadline and left - {".infconv-lock"}:
+        left = {name for name in left if (tmp_path / "out" / name).exists()}
+        time.sleep(0.2)
+    assert not {name for name in left if not name.startswith(".infconv-")}
+
+
+def test_time_is_not_measured_on_a_busy_node(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="latency_ms"):
+        execute_all(pipelines(tmp_path, 1, gates={"latency_ms": {"max": 10}}), on="ray")
+
+
+@pytest.mark.parametrize("address", ["slurm", "http://x"])
+def test_other_clusters_are_unknown(tmp_path: Path, address: str) -> None:
+    with pytest.raises(UsageError, match="is no cluster"):
+        execute_all(pipelines(tmp_path, 1), on=address)
+
+
+def test_a_cluster_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setattr(
+        ray, "init", lambda **_: (_ for _ in ()).throw(ConnectionError("Could not find a running Ray instance"))
+    )
+    with pytest.raises(ResourceError, match="cannot be reached"):
+        execute_all(pipelines(tmp_path, 1), on="ray")
+
+
+def test_ray_is_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    with pytest.raises(DependencyError, match="ray") as caught:
+        execute_all(pipelines(tmp_path, 1), on="ray")
+    assert "infconv[ray]" in caught.value.hint
