@@ -3,9 +3,9 @@
     python benchmarks/quantize.py [--models FOLDER] [--only NAME ...] [--tools NAME ...] [--samples 320]
 
 Trains the digits networks (benchmarks/digits.py) when FOLDER has none; needs scikit-learn and, for its rows, nncf.
-Every tool runs as a process of its own with one thread; memory is the peak resident set of the whole process. Files
-are judged on the 597 held-out images in ONNX Runtime; latencies are 20th percentiles of interleaved runs on batches of 8.
-Writes benchmarks/results/quantize.md and .json.
+Every tool runs as a process of its own with one thread; memory is its peak resident set. Files are judged on the 597
+held-out images in ONNX Runtime; latencies are 20th percentiles of interleaved runs on batches of 8. Writes
+benchmarks/results/quantize.md and .json.
 """
 
 from __future__ import annotations

@@ -89,7 +89,8 @@ def compute_type(node: ir.Node) -> str:
     if operand is None:
         return "unknown"
     producer = operand.producer()
-    if producer is not None and producer.op_type == "DequantizeLinear" and producer.inputs[0] is not None:
+    quantised = producer is not None and producer.op_type == "DequantizeLinear" and not _has_float_weight(node)
+    if producer is not None and quantised and producer.inputs[0] is not None:
         operand = producer.inputs[0]
     if node.op_type == "MatMulNBits":
         return f"int{node.attributes.get_int('bits', 4)}"
@@ -104,6 +105,12 @@ def compute_type(node: ir.Node) -> str:
 
 _UNSIGNED = {"uint8": "int8", "uint4": "int4"}
 """The sign is a matter of the zero point."""
+
+
+def _has_float_weight(node: ir.Node) -> bool:
+    """Whether the second operand is a constant in a float type: then there is no integer kernel for the node."""
+    weight = node.inputs[1] if len(node.inputs) > 1 else None
+    return weight is not None and weight.const_value is not None and weight.const_value.dtype.is_floating_point()
 
 
 def _is_4_bit(node: ir.Node) -> bool:

@@ -14,8 +14,8 @@ class _Strict(BaseModel):
 class LatencyGate(_Strict):
     """How long one inference may take, on inputs of the usual size."""
 
-    max: float = Field(gt=0)
-    """Milliseconds, for the median."""
+    max: float | None = Field(default=None, gt=0)
+    """Milliseconds, for the median; without it the latency is measured for the baseline only."""
     runtime: Literal["onnxruntime", "openvino"] | None = None
     """Measure only artifacts that this runtime runs; by default all, and an engine is refused: it runs on its GPU."""
     runs: int = Field(default=50, ge=5)

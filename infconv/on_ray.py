@@ -42,17 +42,22 @@ def execute_on(address: str, specs: Sequence[PipelineSpec], watch: Observers) ->
     """
     ray = _connect(address, specs)
     try:
-        tasks = _tasks(specs, int(ray.cluster_resources().get("CPU", 1)))
-        remote = ray.remote(_execute)
-        started = [
-            remote.options(
-                num_cpus=1, max_retries=_RETRIES, memory=task.spec.memory_limit, name=task.spec.source.label()
-            ).remote(task.spec.model_dump(mode="json", exclude_defaults=True), sys.path)
-            for task in tasks
-        ]
-        outcomes = _collect(ray, started, tasks, watch)
+        return run_tasks(ray, specs, watch)
     finally:
         ray.shutdown()
+
+
+def run_tasks(ray: Any, specs: Sequence[PipelineSpec], watch: Observers) -> list[Result | InfconvError]:
+    """Do as `execute_on`, on the cluster that the module `ray` is connected to."""
+    tasks = _tasks(specs, int(ray.cluster_resources().get("CPU", 1)))
+    remote = ray.remote(_execute)
+    started = [
+        remote.options(
+            num_cpus=1, max_retries=_RETRIES, memory=task.spec.memory_limit, name=task.spec.source.label()
+        ).remote(task.spec.model_dump(mode="json", exclude_defaults=True), sys.path)
+        for task in tasks
+    ]
+    outcomes = _collect(ray, started, tasks, watch)
     return [
         _merged([done for task, done in zip(tasks, outcomes, strict=True) if task.pipeline == number])
         for number in range(len(specs))

@@ -1,4 +1,4 @@
-"""Open a source: its graph, what it computes on samples, and calibration data. Everything is looked for in the cache."""
+"""Open a source: its graph, what it computes on samples, and calibration data; or take them from the cache."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fnmatch
 import os
@@ -10,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from infconv.errors import InfconvError, UsageError, did_you_mean
+from infconv.errors import InfconvError, ResourceError, UsageError, did_you_mean
 from infconv.gates import check_baselines, gate_error, gates_of, store_baselines
 from infconv.limits import execute_limited
 from infconv.observe import Observers
@@ -130,9 +131,11 @@ def execute_and_report(
     try:
         result = execute_all(specs, observers, update_baseline=update_baseline)
     except InfconvError as error:
-        write_reports(paths, Report(name, Result(error=error)))
+        with contextlib.suppress(ResourceError):  # why the run failed matters more
+            write_reports(paths, Report(name, Result(error=error)))
         raise
-    write_reports(paths, Report(name, result))
+    with contextlib.suppress(*([ResourceError] if result.error else [])):
+        write_reports(paths, Report(name, result))
     return result
 
 

@@ -149,7 +149,9 @@ class Shelf:
     def artifact_key(self, job: Job) -> str:
         """Return the key of the artifact of `job`; empty when it is not known or not cacheable."""
         try:
-            return artifact_key(self._spec, job, self.identity, self.request, self.cache.digests) if self.identity else ""
+            return (
+                artifact_key(self._spec, job, self.identity, self.request, self.cache.digests) if self.identity else ""
+            )
         except NotCacheable:
             return ""
 

@@ -149,7 +149,7 @@ def test_how_many_run_at_a_time(
     assert processes(PipelineSpec.model_validate(data), count) == expected
 
 
-# --- conversions -----------------------------------------------------------------------------------------------------------
+# --- conversions -----------------------------------------------------------------------------------------------------
 
 
 def pipelines(folder: Path, output: Path, **more: Any) -> list[PipelineSpec]:
@@ -202,7 +202,7 @@ def test_targets_of_one_source_share_its_opening(tmp_path: Path) -> None:
 
 
 def test_processes_fill_one_cache(tmp_path: Path) -> None:
-    specs = [spec for spec in pipelines(tmp_path, tmp_path / "out", jobs=2, cache=str(tmp_path / "cache"))][::2]
+    specs = pipelines(tmp_path, tmp_path / "out", jobs=2, cache=str(tmp_path / "cache"))[::2]
     assert [a.cached for a in execute_all(specs).artifacts] == [False] * 4
     again = execute_all(specs)
     assert [a.cached for a in again.artifacts] == [True] * 4

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from infconv.errors import UsageError
 from infconv.run_file import load_run, load_spec
 from infconv.runs import plan_all, select
+from infconv.spec import absolute, to_yaml
+
+ROOT = Path(__file__).parent.parent
 
 ONE = "version: 1\nsource: {path: m.onnx}\ntargets: [{target: onnx, output: out/m.onnx}]\n"
 
@@ -280,3 +286,27 @@ def test_only_with_an_unknown_name_says_what_was_meant(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--only 'openvno'") as caught:
         select(load_run(write(tmp_path / "p.yaml", TWO)), ["openvno"])
     assert caught.value.hint == "Did you mean 'openvino'?"
+
+
+# --- what is written down again, and the pages -----------------------------------------------------------------------
+
+
+def test_a_resolved_pipeline_is_a_pipeline_file(tmp_path: Path) -> None:
+    text = TWO + "gates: {latency_ms: {max: 5}, error: {min_sqnr: 40}, baseline: b.json}\nreports: [r.md]\n"
+    for spec in load_run(write(tmp_path / "p.yaml", text)):
+        assert load_spec(write(tmp_path / "again" / "p.yaml", to_yaml(absolute(spec)))) == spec
+
+
+def blocks(page: str) -> list[dict[str, Any]]:
+    """Return the YAML on a page that is of a pipeline file."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    found = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
+    return [each for each in found if isinstance(each, dict) and set(each) & {"source", "sources", "gates"}]
+
+
+@pytest.mark.parametrize(("page", "count"), [("pipelines.md", 2), ("ci.md", 1)])
+def test_the_pipelines_on_the_pages_are_valid(tmp_path: Path, page: str, count: int) -> None:
+    assert len(blocks(page)) == count
+    for data in blocks(page):
+        whole = data if "sources" in data else {"source": {"path": "m.onnx"}, **data}
+        assert load_run(write(tmp_path / "p.yaml", yaml.safe_dump(whole)))

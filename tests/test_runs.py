@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
+import infconv
+from infconv.errors import ResourceError, SourceError
 from tests.conftest import make_mlp
 
 TEXT = """
@@ -71,6 +73,17 @@ def test_reports_are_written_when_the_run_cannot_start(infconv: Any, tmp_path: P
     assert run["results"][0]["ruleId"] == "usage"
     assert infconv("convert", "gone.onnx", "--report", "c.md").code == 3
     assert "'gone.onnx' does not exist" in (tmp_path / "c.md").read_text().replace("\\", "")
+
+
+def test_python_raises_what_failed_even_when_the_report_cannot_be_written(mlp: Path, tmp_path: Path) -> None:
+    (tmp_path / "way.md").mkdir()
+    options: dict[str, Any] = {"output": tmp_path / "a.onnx", "report": [tmp_path / "way.md", tmp_path / "r.md"]}
+    with pytest.raises(SourceError, match="gone.onnx"):
+        infconv.convert("gone.onnx", **options)
+    assert "gone.onnx" in (tmp_path / "r.md").read_text()
+    with pytest.raises(ResourceError, match="way.md"):
+        infconv.convert(mlp, **options)
+    assert (tmp_path / "a.onnx").exists()
 
 
 CRASH = """

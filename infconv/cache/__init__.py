@@ -118,5 +118,3 @@ def _limit() -> int:
         return texts.memory(said) if said else DEFAULT_LIMIT
     except UsageError as error:
         raise UsageError(f"INFCONV_CACHE_SIZE: {error.message}", error.hint) from None
-
-

@@ -47,7 +47,7 @@ def encode(value: Any, arrays: dict[str, Any]) -> Any:
 def _encode_array(value: Any, arrays: dict[str, Any]) -> Any:
     import numpy as np
 
-    if isinstance(value, np.bool_ | np.int64 | np.float64):
+    if isinstance(value, np.generic) and value.dtype.char in "?ld":
         return value.item()
     if not isinstance(value, np.ndarray | np.generic):
         raise TypeError(f"a {type(value).__name__} cannot be stored")

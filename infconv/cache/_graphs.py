@@ -1,4 +1,4 @@
-"""Graphs in the cache: a file of the graph and one of new weights; weights that the source has are named, not copied."""
+"""Graphs in the cache: a file of the graph and one of new weights; weights of the source are named, not copied."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def load_graph(folder: Path, places: Mapping[str, int], known: Sequence[ir.Tenso
 
 
 def weights_of(model: ir.Model) -> list[Any]:
-    """Return the tensors of a source that its graph may keep through the steps, in an order that depends on it alone."""
+    """Return the tensors of a source that steps may keep, in an order that depends on the source alone."""
     found: list[Any] = [v.const_value for v in model.graph.initializers.values() if v.const_value is not None]
     return found + [
         node.attributes["value"].as_tensor()

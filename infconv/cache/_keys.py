@@ -50,7 +50,7 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-# --- what everything depends on ------------------------------------------------------------------------------------------
+# --- what everything depends on --------------------------------------------------------------------------------------
 
 
 @cache
@@ -111,7 +111,7 @@ def _metadata_in(folder: str) -> Iterator[str]:
     return (entry.name for entry in Path(folder).iterdir() if entry.name.endswith((".dist-info", ".egg-info")))
 
 
-# --- the source ----------------------------------------------------------------------------------------------------------
+# --- the source ------------------------------------------------------------------------------------------------------
 
 
 def request_key(spec: PipelineSpec, digests: Digests) -> str:
@@ -162,7 +162,7 @@ def tree(path: Path, digests: Digests) -> dict[str, str]:
         raise NotCacheable(f"'{path}' cannot be read: {error.strerror}") from error
 
 
-# --- what is made from it --------------------------------------------------------------------------------------------------
+# --- what is made from it --------------------------------------------------------------------------------------------
 
 
 class StepKeys:

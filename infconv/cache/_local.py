@@ -152,7 +152,7 @@ class LocalStore:
         return folder
 
     def trim(self, most: int, older_than: float | None = None) -> tuple[int, int]:
-        """Remove entries that were not used for `older_than` seconds, then those used least recently until `most` bytes.
+        """Remove what was not used for `older_than` seconds, then what was used least recently, down to `most` bytes.
 
         Return how many were removed, and their bytes.
         """

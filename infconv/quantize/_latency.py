@@ -22,8 +22,8 @@ Runner = Callable[[], object]
 
 RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 """Targets that run on this machine."""
-_ROUNDS, _LEAST = 30, 10
-_SECONDS = 0.8
+_ROUNDS, _LEAST = 20, 10
+_SECONDS = 0.5
 """A comparison ends after so many rounds, or this time when the least number of rounds is done."""
 _MARGIN = 0.03
 """Differences below this are noise."""

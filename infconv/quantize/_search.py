@@ -39,6 +39,8 @@ class Aim:
     """Layers stay float, the most sensitive first, until the outputs reach this signal-to-noise ratio in dB."""
     samples: int = 32
     """Calibration samples on which choices are judged."""
+    largest_weight: int = 127
+    """The largest integer that a weight becomes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +108,9 @@ class _Search:
             group: candidates(_joint([records[v.name or ""].sketch for v in values]), grid)
             for group, values in self._placed.groups().items()
         }
-        self._weights = {layer.name: quantise_weight(_weight(layer), layer.axis) for layer in self._placed.layers}
+        self._weights = {
+            layer.name: quantise_weight(_weight(layer), layer.axis, aim.largest_weight) for layer in self._placed.layers
+        }
         self._batches = batches
         self._reference = run_float(model, batches)
         self._simulator = Simulator(model, self._placed, self._weights, batches, grid)

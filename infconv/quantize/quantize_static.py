@@ -39,6 +39,8 @@ class QuantizeStatic(Pass):
     """Make up for the mean error of rounded weights, where that helps."""
     min_sqnr: float | None = None
     """Keep the most sensitive layers float until the outputs reach this many dB; by default the tolerance's."""
+    reduce_range: bool = False
+    """Use 7 bits for weights: on processors before AVX-512 VNNI products of 8 bits may saturate."""
     never_slower: bool = True
     """Leave groups of layers float that are not faster in INT8, measured where the target runs on this machine."""
     precision_plan: str | None = None
@@ -85,7 +87,9 @@ class QuantizeStatic(Pass):
         tell(f"calibrating {len(wanted)} tensors")
         records = collect(model, wanted, batches)
         least = self.min_sqnr if self.min_sqnr is not None or context.tolerance is None else context.tolerance.min_sqnr
-        aim = Aim(None if self.scheme == "auto" else self.scheme, self.correct_bias, self.trials, least)
+        scheme = None if self.scheme == "auto" else self.scheme
+        largest = 63 if self.reduce_range else 127
+        aim = Aim(scheme, self.correct_bias, self.trials, least, largest_weight=largest)
         tell("choosing scales")
         return isolate.call(
             lambda: search(model, placement, records, evaluation_batches(batches, aim.samples), aim, excluded),

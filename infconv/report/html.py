@@ -173,7 +173,7 @@ def _details(result: Result) -> Iterator[ET.Element]:
 
 def _steps(artifact: Artifact) -> Iterator[ET.Element]:
     yield _node("h3", "Steps")
-    kinds = {"applied": "good", "unchanged": "faint", "dropped": "bad"}
+    kinds = {"applied": "good", "dropped": "bad"}
     columns = ("step", "status", "changes", "nodes after", "seconds", "reason")
     rows: list[list[Child]] = [
         [
@@ -185,8 +185,12 @@ def _steps(artifact: Artifact) -> Iterator[ET.Element]:
             step.reason,
         ]
         for step in artifact.steps
+        if step.status != "unchanged"
     ]
     yield _table(columns, rows, ("changes", "nodes after", "seconds"))
+    idle = dict.fromkeys(step.name for step in artifact.steps if step.status == "unchanged")
+    if idle:
+        yield _node("p", f"Nothing to do for {', '.join(idle)}.", class_="faint")
 
 
 def _outputs(artifact: Artifact) -> Iterator[ET.Element]:

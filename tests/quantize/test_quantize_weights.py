@@ -1,4 +1,4 @@
-"""INT8 without calibration data (`quantize-dynamic`) and weights in blocks of 4 or 8 bits (`quantize-weights`)."""
+"""`quantize-weights`: blocks of 4 or 8 bits, rounding and GPTQ, and embeddings."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ from infconv.errors import UnsupportedError
 from infconv.model import save
 from infconv.passes import Context
 from infconv.quantize._blocks import gptq, round_to_nearest
-from infconv.quantize.fuse_matmul_nbits import FuseMatmulNbits
 from infconv.quantize.quantize_dynamic import QuantizeDynamic
 from infconv.quantize.quantize_weights import QuantizeWeights
-from tests.quantize.nets import Net, attention, context, decibel, kernels, residual, run, samples
+from tests.quantize.nets import Net, attention, decibel, run, samples
 
 RNG = np.random.default_rng(0)
 
@@ -29,61 +28,9 @@ def operators(model: ir.Model) -> Counter[str]:
     return Counter(node.op_type for node in model.graph)
 
 
-def gemms() -> ir.Model:
-    """Gemm as torch writes it (transB, a bias) and the other way round."""
-    net = Net()
-    hidden = net.add("Relu", net.add("Gemm", "x", net.constant(96, 64, scale=0.1), net.constant(96), transB=1))
-    net.add("Gemm", hidden, net.constant(96, 80, scale=0.1))
-    return net.model({"x": ["n", 64]}, "y", ["n", 80])
-
-
 def checked(model: ir.Model) -> ir.Model:
     onnx.checker.check_model(ir.to_proto(model), full_check=True)
     return model
-
-
-# --- dynamic -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("build", [attention, gemms])
-def test_products_become_one_integer_kernel_each(build: Any, tmp_path: Path) -> None:
-    model = build()
-    x = samples(model)
-    count = QuantizeDynamic().run(model, Context(target="onnxruntime"))
-    found = kernels(checked(model), tmp_path)
-    assert found["DynamicQuantizeMatMul"] + found["MatMulIntegerToFloat"] == count >= 2
-    assert found["MatMulInteger"] == 0
-    assert decibel(run(build(), x), run(model, x)) > 30
-    assert QuantizeDynamic().run(model, Context()) == 0
-
-
-def test_readers_of_one_tensor_share_its_quantiser() -> None:
-    model = attention()
-    QuantizeDynamic().run(model, Context())
-    assert operators(model)["DynamicQuantizeLinear"] == 3  # query and key read the same input
-
-
-def test_convolutions_stay_float_and_it_is_said() -> None:
-    model, ctx = residual(), Context()
-    assert QuantizeDynamic().run(model, ctx) == 1
-    assert operators(model)["Conv"] == 4
-    assert "Convolutions stay float" in ctx.notes[0]
-
-
-def test_seven_bits_keep_within_what_older_processors_add_up() -> None:
-    model = gemms()
-    QuantizeDynamic(reduce_range=True).run(model, Context())
-    weights = [v.const_value.numpy() for v in model.graph.initializers.values() if v.dtype == ir.DataType.INT8]  # type: ignore
-    assert max(np.abs(w).max() for w in weights) == 63
-
-
-def test_a_model_of_convolutions_alone_is_not_passed_off_as_int8(infconv: Any, tmp_path: Path) -> None:
-    net = Net()
-    net.conv("x", 3, 4)
-    save(net.model({"x": ["n", 3, 8, 8]}, "y", ["n", 4, 8, 8]), tmp_path / "net.onnx")
-    done = infconv("convert", "net.onnx", "--int8")
-    assert (done.code, "int8 was asked for" in done.err) == (5, True)
-    assert not (tmp_path / "net.int8.onnx").exists()
 
 
 # --- blocks --------------------------------------------------------------------------------------------------------
@@ -116,20 +63,6 @@ def test_gptq_loses_less_than_rounding_where_inputs_are_correlated() -> None:
 def test_gptq_takes_inputs_that_are_always_zero() -> None:
     x = np.concatenate([RNG.normal(size=(50, 20)), np.zeros((50, 12))], axis=1).astype("f4")
     assert np.isfinite(gptq(RNG.normal(size=(32, 4)), x.T @ x, 32, 4, symmetric=True).real()).all()
-
-
-@pytest.mark.parametrize("calibrated", [True, False])
-@pytest.mark.parametrize("bits", [4, 8])
-def test_matmul_nbits_computes_what_dequantise_linear_does(bits: Any, calibrated: bool, tmp_path: Path) -> None:
-    model = attention()
-    x = samples(model)
-    ctx = context(model, "onnxruntime") if calibrated else Context(target="onnxruntime")
-    assert QuantizeWeights(bits=bits).run(model, ctx) == 4
-    standard = run(checked(model), x, optimise=False)  # optimised it rounds activations to 8 bits
-    assert decibel(run(attention(), x), standard) > {4: 13, 8: 35}[bits]
-    assert FuseMatmulNbits().run(model, ctx) == 4
-    assert kernels(model, tmp_path)["MatMulNBits"] == 4
-    assert decibel(standard, run(model, x)) > 80
 
 
 def test_small_weights_and_those_to_keep_stay_float() -> None:

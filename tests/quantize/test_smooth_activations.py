@@ -1,4 +1,4 @@
-"""`smooth-activations` and `equalize-channels`: the model computes the same, and quantises better."""
+"""`smooth-activations` (SmoothQuant): the model computes the same, and quantises better."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from onnx import numpy_helper
 
 from infconv.errors import UsageError
 from infconv.passes import Context
-from infconv.quantize.equalize_channels import EqualizeChannels
 from infconv.quantize.quantize_static import QuantizeStatic
 from infconv.quantize.smooth_activations import SmoothActivations
-from tests.quantize.nets import Net, context, decibel, residual, run, samples
+from tests.quantize.nets import Net, context, decibel, run, samples
 
 STATIC = QuantizeStatic(trials=4, never_slower=False)
 
@@ -31,17 +30,6 @@ def transformer(*, shared: bool = False) -> ir.Model:
         "Add", net.add("Mul", query, gemm_like), net.add("MatMul", other, net.constant(32, 24)) if shared else query
     )
     return net.model({"x": ["n", 4, 32]}, "y", ["n", 4, 24])
-
-
-def chain() -> ir.Model:
-    """Convolutions whose channels differ much, with Relu, nothing and a depthwise one between."""
-    net = Net()
-    first = net.add("Relu", net.conv("x", 3, 8))
-    spread = np.exp(np.linspace(-3, 3, 8)).astype("f4")
-    net.tensors[0] = numpy_helper.from_array(numpy_helper.to_array(net.tensors[0]) * spread[:, None, None, None], "w0")
-    deep = net.conv(first, 8, 8, group=8)
-    net.conv(net.add("Relu", net.conv(deep, 8, 8)), 8, 4)
-    return net.model({"x": ["n", 3, 8, 8]}, "y", ["n", 4, 8, 8])
 
 
 def test_smoothing_keeps_the_result_and_quantises_better() -> None:
@@ -64,24 +52,3 @@ def test_a_norm_that_something_else_reads_is_left_alone() -> None:
 def test_smoothing_needs_calibration_data() -> None:
     with pytest.raises(UsageError, match="calibration"):
         SmoothActivations().run(transformer(), Context())
-
-
-def test_equalising_keeps_the_result_and_evens_out_the_channels() -> None:
-    model = chain()
-    x = samples(model, seed=2)
-    assert EqualizeChannels().run(model, Context()) == 3
-    assert decibel(run(chain(), x), run(model, x)) > 100
-
-    def spread(of: ir.Model) -> float:
-        weight = of.graph.initializers["w0"].const_value
-        assert weight is not None
-        largest = np.abs(weight.numpy()).reshape(8, -1).max(1)
-        return float(largest.max() / largest.min())
-
-    assert spread(model) < spread(chain()) / 5
-    assert EqualizeChannels().run(model, Context()) <= 3
-
-
-def test_weights_that_two_nodes_read_stay() -> None:
-    model = residual()  # both readers of the stem, and an Add behind the second convolution
-    assert EqualizeChannels().run(model, Context()) == 1
