@@ -1,7 +1,7 @@
-"""Make independent things at the same time, each in a forked process; told and returned as if one came after another.
+"""Make independent things at the same time, in forked processes; told and returned as if one came after another.
 
 What the earliest unfinished thing tells its observers is passed on at once, what a later one tells when its turn comes:
-the output is the same with any number of processes. A native crash ends its own process only.
+the output is the same with any number of processes. A native crash fails one thing only.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from infconv import isolate
 from infconv.errors import InfconvError
@@ -68,84 +68,141 @@ def run_each(works: Sequence[Callable[[Observers], T]], most: int, watch: Observ
 
 
 @dataclasses.dataclass
-class _Child(Generic[T]):
-    process: int
-    reader: int
-    received: bytearray = dataclasses.field(default_factory=bytearray)
+class _Heard:
+    """What is known of one of the works."""
+
     told: list[tuple[str, Any]] = dataclasses.field(default_factory=list[tuple[str, Any]])
     """What it told its observers, and nobody has been told yet."""
     outcome: tuple[bool, Any] | None = None
     """Whether it returned, and what; else what it raised."""
 
 
+@dataclasses.dataclass
+class _Worker:
+    """A process that does one work after another; forking once for each would cost a quarter of a small conversion."""
+
+    process: int
+    reader: int
+    writer: int
+    work: int | None = None
+    """The number of what it does now."""
+    received: bytearray = dataclasses.field(default_factory=bytearray)
+
+
 class _Pool(Generic[T]):
     def __init__(self, works: Sequence[Callable[[Observers], T]], most: int, watch: Observers) -> None:
         self._works, self._most, self._watch = works, most, watch
-        self._children: list[_Child[T]] = []
-        self._turn = 0
+        self._heard = [_Heard() for _ in works]
+        self._workers: list[_Worker] = []
+        self._next = self._turn = 0
 
     def run(self) -> list[T | InfconvError]:
         try:
             while self._turn < len(self._works):
-                running = [child for child in self._children if child.outcome is None]
-                if len(running) < self._most and len(self._children) < len(self._works):
-                    self._children.append(_start(self._works[len(self._children)]))
-                else:
-                    self._listen(running)
+                if not self._assign():
+                    self._listen()
                 self._pass_on()
         finally:
-            for child in self._children:
-                _end(child)
-        return [_returned(child) for child in self._children]
+            for worker in self._workers:
+                _end(worker)
+        return [cast("tuple[bool, Any]", heard.outcome)[1] for heard in self._heard]
 
-    def _listen(self, running: Sequence[_Child[T]]) -> None:
-        readers = {child.reader: child for child in running}
+    def _assign(self) -> bool:
+        """Give the next work to a worker without one, or to a new one; return whether that was possible."""
+        if self._next == len(self._works):
+            return False
+        idle = next((worker for worker in self._workers if worker.work is None), None)
+        if idle is None and len(self._workers) == self._most:
+            return False
+        if idle is None:
+            idle = self._start()
+            self._workers.append(idle)
+        idle.work = self._next
+        with contextlib.suppress(BrokenPipeError):  # it died: listening tells of it
+            _send(idle.writer, ("do", self._next))
+        self._next += 1
+        return True
+
+    def _start(self) -> _Worker:
+        results, commands = os.pipe(), os.pipe()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        parent = os.getpid()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # see isolate.call
+            process = os.fork()
+        if process == 0:
+            for worker in self._workers:  # whose ends the parent holds alone
+                os.close(worker.reader)
+                os.close(worker.writer)
+            os.close(results[0])
+            os.close(commands[1])
+            _run_worker(self._works, commands[0], results[1], parent)
+        os.close(results[1])
+        os.close(commands[0])
+        return _Worker(process, results[0], commands[1])
+
+    def _listen(self) -> None:
+        readers = {worker.reader: worker for worker in self._workers if worker.work is not None}
         ready, _, _ = select.select(list(readers), [], [], _LOOK_SECONDS)
         for reader in ready:
-            _receive(readers[reader])
-        for child in [] if ready else running:
-            _look_after(child)
+            self._receive(readers[reader])
+        for worker in [] if ready else readers.values():
+            # A process that the dead one started may still hold the pipe, which then does not tell.
+            process, status = os.waitpid(worker.process, os.WNOHANG)
+            if process:
+                self._bury(worker, status)
+
+    def _receive(self, worker: _Worker) -> None:
+        """Take in what the worker sent; at the end of it, how it died."""
+        data = os.read(worker.reader, 1 << 20)
+        worker.received += data
+        for kind, told in _messages(worker.received):
+            assert worker.work is not None
+            heard = self._heard[worker.work]
+            if kind == "done":
+                heard.outcome, worker.work = told, None
+            else:
+                heard.told.append((kind, told))
+        if not data:
+            self._bury(worker, os.waitpid(worker.process, 0)[1])
+
+    def _bury(self, worker: _Worker, status: int) -> None:
+        death = isolate._death("The conversion", os.waitstatus_to_exitcode(status), None)
+        if worker.work is not None:
+            self._heard[worker.work].outcome = False, death
+        self._workers.remove(worker)
+        os.close(worker.reader)
+        os.close(worker.writer)
 
     def _pass_on(self) -> None:
-        """Tell the observers what the earliest unfinished process told, and raise what is no InfconvError."""
-        while self._turn < len(self._children):
-            child = self._children[self._turn]
-            for kind, told in child.told:
+        """Tell the observers what the earliest unfinished work told, and raise what is no InfconvError."""
+        while self._turn < len(self._works):
+            heard = self._heard[self._turn]
+            for kind, told in heard.told:
                 _tell(self._watch, kind, told)
-            child.told.clear()
-            if child.outcome is None:
+            heard.told.clear()
+            if heard.outcome is None:
                 return
-            ok, value = child.outcome
+            ok, value = heard.outcome
             if not ok and not isinstance(value, InfconvError):
                 raise value
             self._turn += 1
 
 
-def _start(work: Callable[[Observers], Any]) -> _Child[Any]:
-    reader, writer = os.pipe()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    parent = os.getpid()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # see isolate.call
-        process = os.fork()
-    if process == 0:
-        os.close(reader)
-        _run_child(work, writer, parent)
-    os.close(writer)
-    return _Child(process, reader)
-
-
-def _run_child(work: Callable[[Observers], Any], writer: int, parent: int) -> None:
-    """Run `work`, send what it tells and its outcome, and leave without the parent's exit handlers."""
+def _run_worker(works: Sequence[Callable[[Observers], Any]], reader: int, writer: int, parent: int) -> None:
+    """Do the works whose numbers come in until no more do, and leave without the parent's exit handlers."""
     code = 1
     try:
         os.setpgid(0, 0)  # what it starts is killed with it
         faulthandler.disable()  # the parent tells of a crash, in one sentence
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() == parent:
-            _send(writer, ("done", _outcome(work, writer)))
-            code = 0
+        received = bytearray()
+        while os.getppid() == parent and (data := os.read(reader, 1 << 16)):
+            received += data
+            for _, number in _messages(received):
+                _send(writer, ("done", _outcome(works[number], writer)))
+        code = 0
     except KeyboardInterrupt:
         code = 130
     finally:
@@ -187,45 +244,26 @@ def _send(writer: int, message: tuple[str, Any]) -> None:
         left = left[os.write(writer, left) :]
 
 
-def _receive(child: _Child[Any]) -> None:
-    """Take in what the child sent; at the end of it, how it ended."""
-    data = os.read(child.reader, 1 << 20)
-    child.received += data
-    while len(child.received) >= 8:
-        end = 8 + int.from_bytes(child.received[:8], "little")
-        if len(child.received) < end:
-            break
-        kind, told = pickle.loads(child.received[8:end])
-        del child.received[:end]
-        if kind == "done":
-            child.outcome = told
-        else:
-            child.told.append((kind, told))
-    if not data and child.outcome is None:
-        _bury(child, os.waitpid(child.process, 0)[1])
+def _messages(received: bytearray) -> Iterator[tuple[str, Any]]:
+    """Take the messages that are whole out of `received`."""
+    while len(received) >= 8:
+        end = 8 + int.from_bytes(received[:8], "little")
+        if len(received) < end:
+            return
+        message = pickle.loads(received[8:end])
+        del received[:end]
+        yield message
 
 
-def _look_after(child: _Child[Any]) -> None:
-    """Notice a death that the pipe does not tell of: a process that the dead one started may still hold it."""
-    process, status = os.waitpid(child.process, os.WNOHANG)
-    if process:
-        _bury(child, status)
-
-
-def _bury(child: _Child[Any], status: int) -> None:
-    child.process = 0
-    child.outcome = False, isolate._death("The conversion", os.waitstatus_to_exitcode(status), None)
-
-
-def _end(child: _Child[Any]) -> None:
-    """Kill what is left of the child and of what it started."""
-    os.close(child.reader)
-    if child.process:
-        if child.outcome is None:
-            for kill in (os.killpg, os.kill):  # the group is there when the child got so far
-                with contextlib.suppress(ProcessLookupError):
-                    kill(child.process, signal.SIGKILL)
-        os.waitpid(child.process, 0)
+def _end(worker: _Worker) -> None:
+    """Let an idle worker go; kill a busy one and what it started."""
+    os.close(worker.writer)
+    if worker.work is not None:
+        for kill in (os.killpg, os.kill):  # the group is there when the worker got so far
+            with contextlib.suppress(ProcessLookupError):
+                kill(worker.process, signal.SIGKILL)
+    os.waitpid(worker.process, 0)
+    os.close(worker.reader)
 
 
 def _tell(watch: Observers, kind: str, told: Any) -> None:
@@ -235,8 +273,3 @@ def _tell(watch: Observers, kind: str, told: Any) -> None:
         watch.before(told)
     else:
         watch.after(told)
-
-
-def _returned(child: _Child[T]) -> T | InfconvError:
-    assert child.outcome is not None
-    return child.outcome[1]
