@@ -17,6 +17,7 @@ from infconv._normalise import inner_tensors, normalise, restore_types
 from infconv.errors import ResourceError, SourceError
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx
     import onnx_ir as ir
 
@@ -334,19 +335,18 @@ def pieces(data: memoryview) -> Iterator[memoryview]:
             release_pages(piece)
 
 
-def release_pages(data: memoryview) -> None:
-    """Let the system drop the pages of mapped read-only `data`; they are read from the file again when needed."""
+def release_pages(data: memoryview | np.ndarray) -> None:
+    """Let the system drop the pages of mapped `data`, which is contiguous; they come back when they are read again."""
     import numpy as np
 
-    array = np.frombuffer(data, np.uint8)
-    owner: Any = data.obj
-    while isinstance(owner, np.ndarray):
-        owner = cast("Any", owner).base
-    owner = owner.obj if isinstance(owner, memoryview) else owner
+    array = np.frombuffer(data, np.uint8) if isinstance(data, memoryview) else data
+    owner: Any = array
+    while isinstance(owner, np.ndarray | memoryview):
+        owner = cast("Any", owner).base if isinstance(owner, np.ndarray) else owner.obj
     if not isinstance(owner, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
         return
-    offset = array.ctypes.data - np.frombuffer(owner, np.uint8).ctypes.data
-    first, last = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE, (offset + len(data)) // mmap.PAGESIZE * mmap.PAGESIZE
+    offset = array.ctypes.data - np.frombuffer(owner, np.uint8, 1).ctypes.data
+    first, last = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE, (offset + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
     if last > first:
         owner.madvise(mmap.MADV_DONTNEED, first, last - first)
 

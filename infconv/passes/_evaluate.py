@@ -200,7 +200,7 @@ def _run_all(works: Sequence[_Work]) -> list[list[_Result] | _Failure]:
         if isinstance(outcomes[-1], _Failure):
             break
         for array, _ in work.feeds.values():
-            release_pages(array.reshape(-1).view(np.uint8).data)
+            release_pages(array)
         for memory, _, _ in work.shared.values():
             release_pages(memoryview(memory))
     return outcomes

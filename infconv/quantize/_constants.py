@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import mmap
 from collections.abc import Generator, Iterator
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from infconv.model import release_pages
 from infconv.quantize._formats import Format
 
 _CHUNK = 1 << 20
@@ -40,27 +40,7 @@ def reading(tensor: ir.TensorProtocol) -> Generator[np.ndarray[Any, np.dtype[Any
     try:
         yield array
     finally:
-        _release_pages(array)
-
-
-def _release_pages(array: np.ndarray[Any, np.dtype[Any]]) -> None:
-    """Tell the system that the pages of a mapped file are not needed now; they are read again when they are."""
-    mapping = _mapping(array)
-    if mapping is None or not hasattr(mmap, "MADV_DONTNEED"):
-        return
-    start = np.frombuffer(mapping, np.uint8, 1).ctypes.data
-    offset = array.ctypes.data - start
-    first, last = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE, (offset + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-    if last > first:
-        mapping.madvise(mmap.MADV_DONTNEED, first, last - first)
-
-
-def _mapping(array: np.ndarray[Any, np.dtype[Any]]) -> mmap.mmap | None:
-    """Return the file mapping that `array` is a view of, if it is one."""
-    base: Any = array
-    while isinstance(base, (np.ndarray, memoryview)):
-        base = base.base if isinstance(base, np.ndarray) else base.obj
-    return base if isinstance(base, mmap.mmap) else None
+        release_pages(array)
 
 
 def examine(tensor: ir.TensorProtocol, narrow: Format) -> Loss:
