@@ -32,8 +32,8 @@ def main() -> None:
     source, rounds = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 3
     times: dict[str, list[float]] = {"end": [], "each": []}
     for _ in range(rounds):
-        for when in times:
-            times[when].append(seconds(source, when))
+        for when, values in times.items():
+            values.append(seconds(source, when))
     medians = {when: statistics.median(values) for when, values in times.items()}
     for when, values in times.items():
         print(f"--verify {when:4}  {medians[when]:6.2f} CPU s  ({', '.join(f'{v:.2f}' for v in values)})")

@@ -340,15 +340,23 @@ def release_pages(data: memoryview | np.ndarray) -> None:
     import numpy as np
 
     array = np.frombuffer(data, np.uint8) if isinstance(data, memoryview) else data
-    owner: Any = array
-    while isinstance(owner, np.ndarray | memoryview):
-        owner = cast("Any", owner).base if isinstance(owner, np.ndarray) else owner.obj
-    if not isinstance(owner, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
+    owner = mapping_of(array)
+    if owner is None or not hasattr(mmap, "MADV_DONTNEED"):
         return
     offset = array.ctypes.data - np.frombuffer(owner, np.uint8, 1).ctypes.data
     first, last = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE, (offset + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
     if last > first:
         owner.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+
+def mapping_of(array: np.ndarray) -> mmap.mmap | None:
+    """Return the file mapping that `array` is a view of, if it is one."""
+    import numpy as np
+
+    owner: Any = array
+    while isinstance(owner, np.ndarray | memoryview):
+        owner = cast("Any", owner).base if isinstance(owner, np.ndarray) else owner.obj
+    return owner if isinstance(owner, mmap.mmap) else None
 
 
 def _described(tensor: onnx.TensorProto) -> bytes:

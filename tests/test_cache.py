@@ -299,6 +299,27 @@ def test_the_same_bytes_from_every_state_of_the_cache(
     assert all(files == found[0] for files in found)
 
 
+def test_a_framework_is_not_started_for_another_target(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    net = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.ReLU())
+    torch.export.save(torch.export.export(net, (torch.ones(2, 8),)), tmp_path / "net.pt2")
+    made(spec_for(tmp_path / "net.pt2", tmp_path / "out", "onnx"))
+    watcher = Watcher()
+    result = execute_limited(spec_for(tmp_path / "net.pt2", tmp_path / "out", "onnx", "onnxruntime"), [watcher])
+    assert [artifact.cached for artifact in result.artifacts] == [True, False]
+    assert "run the source on samples" not in watcher.told
+    assert result.artifacts[1].verification.reference.startswith("torch")
+    (tmp_path / "cache").rename(tmp_path / "elsewhere")
+    whole = execute_limited(spec_for(tmp_path / "net.pt2", tmp_path / "new", "onnxruntime", cache=False))
+    assert strip_paths(whole) == strip_paths(result)[1:]
+
+
+def strip_paths(result: Result) -> list[Any]:
+    """Return the artifacts without seconds, paths and where they came from."""
+    own = ("path", "files", "manifest", "cached")
+    return [{key: value for key, value in artifact.items() if key not in own} for artifact in strip(result)]
+
+
 # --- the store -------------------------------------------------------------------------------------------------------
 
 

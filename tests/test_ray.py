@@ -78,6 +78,14 @@ def test_targets_of_one_source_go_to_several_nodes(tmp_path: Path) -> None:
     assert outcome(spec, tmp_path, "ray") == outcome(spec, tmp_path, None)
 
 
+def test_nodes_share_a_cache(tmp_path: Path) -> None:
+    specs = pipelines(tmp_path, 3, cache=str(tmp_path / "cache"))
+    assert [a.cached for a in execute_all(specs, on="ray").artifacts] == [False] * 4
+    again = execute_all(specs, on="ray")
+    assert [a.cached for a in again.artifacts] == [True] * 4
+    assert again.notes == ["From the cache, with the verification of the same bytes: 4 of 4 artifacts."]
+
+
 def test_a_node_that_is_lost_loses_nothing(cluster: Any, tmp_path: Path) -> None:
     specs = pipelines(tmp_path, 8)
     expected = outcome(specs, tmp_path, None)

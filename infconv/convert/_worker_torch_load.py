@@ -199,7 +199,8 @@ def _load_pickled(path: str) -> Loaded:
     except AttributeError as error:
         raise WorkerError(
             "source",
-            f"'{path}' needs a class that is not where the file says it was: {first_line(error).partition(' on <')[0]}.",
+            f"'{path}' needs a class that is not where the file says it was: "
+            f"{first_line(error).partition(' on <')[0]}.",
             "A class that a script defines itself is called __main__.NAME, which no other program has. Move it to a "
             "module, import it from there and save again; or save only state_dict() and convert module:factory "
             "--weights FILE.",

@@ -64,7 +64,7 @@ class Context:
     progress: Callable[[str], None] | None = None
     """Tells the user what a long step is doing."""
     documents: dict[str, str] = dataclasses.field(default_factory=dict[str, str])
-    """Texts to be stored beside the artifact: suffix -> content, e.g. `precision.yaml` for `<artifact>.precision.yaml`."""
+    """Texts to be stored beside the artifact: suffix -> content; `precision.yaml` is `<artifact>.precision.yaml`."""
     allowance: Allowance | None = None
     """When given, what rewrites may be made and which were; None: all may."""
     again: bool = False

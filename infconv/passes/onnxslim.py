@@ -16,8 +16,8 @@ from infconv.passes._foreign import require_package, through_files
 class Onnxslim(Pass):
     """Run the OnnxSlim package on the model.
 
-    The model travels through a temporary file, and OnnxSlim runs in a process of its own. Names, types and shapes of the
-    model's inputs and outputs stay as they are.
+    The model travels through a temporary file, and OnnxSlim runs in a process of its own. Names, types and shapes of
+    the model's inputs and outputs stay as they are.
     """
 
     def run(self, model: ir.Model, context: Context) -> int:

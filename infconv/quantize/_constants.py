@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from infconv.model import release_pages
+from infconv.model import mapping_of, release_pages
 from infconv.quantize._formats import Format
 
 _CHUNK = 1 << 20
@@ -96,7 +96,7 @@ def narrowed(tensor: ir.TensorProtocol, narrow: Format, name: str) -> ir.TensorP
             rounded = round_to(array, narrow)
         return ir.Tensor(rounded, dtype=narrow.dtype, name=name)
 
-    if tensor.nbytes > _LAZY_BYTES and (isinstance(tensor, ir.LazyTensor) or _mapping(tensor.numpy()) is not None):
+    if tensor.nbytes > _LAZY_BYTES and (isinstance(tensor, ir.LazyTensor) or mapping_of(tensor.numpy()) is not None):
         return ir.LazyTensor(cast, narrow.dtype, ir.Shape(tensor.shape.numpy()), name=name)
     return cast()
 
