@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import os
 import statistics
@@ -186,14 +187,9 @@ def main() -> None:
         run = partial(sweep, folder, arguments.count)
         found["processes"] = efficiency(run, arguments.rounds)
         print("processes", found["processes"], flush=True)
-        try:
-            import ray
-
-            assert ray.__version__
+        if importlib.util.find_spec("ray") is not None:
             found["ray"] = efficiency(partial(on_ray, folder, arguments.count), arguments.rounds)
             print("ray", found["ray"], flush=True)
-        except ImportError:
-            print("ray: not installed")
         if arguments.model:
             (folder / "large").mkdir()
             found["cache"] = cached(arguments.model, folder / "large")

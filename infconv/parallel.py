@@ -37,10 +37,12 @@ _LOOK_SECONDS = 1.0
 
 def processes(spec: PipelineSpec, count: int) -> int:
     """Return how many processes make `count` things: `jobs` of the pipeline, and no more than the memory allows."""
-    asked = 1 if spec.jobs is None else spec.jobs or len(os.sched_getaffinity(0))
+    if not isolate.CAN_FORK or spec.jobs is None:
+        return 1
+    asked = spec.jobs or len(os.sched_getaffinity(0))
     if spec.memory_limit is not None and asked > 1:
         asked = min(asked, _memory() // spec.memory_limit)
-    return max(1, min(asked, count)) if isolate.CAN_FORK else 1
+    return max(1, min(asked, count))
 
 
 def _memory() -> int:

@@ -199,7 +199,7 @@ def execute(spec: PipelineSpec, observers: Sequence[Observer] = (), *, update_ba
     start = time.perf_counter()
     watch = Observers(observers)
     jobs = plan(spec)
-    shelf = open_shelf(spec)
+    shelf = open_shelf(spec, watch)
     try:
         with tempfile.TemporaryDirectory(prefix="infconv-") as folder:
             opening = Opening(spec, Path(folder), watch, shelf)
@@ -323,6 +323,7 @@ def _make_artifact(
     from infconv.verify import StepGuard, tolerance_for, verify
 
     source = opened.source
+    key = shelf.artifact_key(job) if shelf is not None else ""
     model = load_source(spec, source)
     before = take_census(model)
     samples = [s.inputs for s in reference.samples] if reference else []
@@ -374,7 +375,7 @@ def _make_artifact(
         )
         files = [*exported.files, *documents]
         manifest = _write_manifest(artifact, spec, job, source, files, stage)
-        kept = shelf.keep_artifact(job, artifact, files, manifest) if shelf is not None else {}
+        kept = shelf.keep_artifact(key, job, artifact, files, manifest) if shelf is not None else {}
         publish([*files, manifest], job.output.parent)
     if shelf is not None:
         shelf.learn(job.output.parent, kept)

@@ -13,8 +13,8 @@ from infconv.steps import Repeat
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from infconv.kept_graphs import Graphs
     from infconv.passes import Context, Pass
-    from infconv.shelf import Graphs
 
 
 def run_or_resume(

@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from infconv.cache import Cache, Entry, find_cache
 from infconv.cache._codec import decode, encode, load_arrays, save_arrays
@@ -16,7 +15,9 @@ from infconv.cache._digests import copy_hashed
 from infconv.cache._keys import NotCacheable, StepKeys, artifact_key, digest_of, request_key, why_not
 from infconv.convert._base import Source
 from infconv.errors import InfconvError
-from infconv.result import Artifact, StepResult
+from infconv.kept_graphs import Graphs, lasting
+from infconv.observe import Observers
+from infconv.result import Artifact
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,6 +48,8 @@ class Shelf:
         self.identity = ""
         """The digest of the opened source and its reference, once it is known."""
         self._opened: Entry | None = None
+        self._companions: Mapping[str, str] = {}
+        """The files of the source that its path does not name, and their digests."""
         try:
             self.request = request_key(spec, cache.digests)
         except (NotCacheable, InfconvError) as error:  # opening it tells the user
@@ -62,15 +65,24 @@ class Shelf:
         """Look for the opened source; return whether it is there."""
         if self._opened is None and self.request:
             entry = self.cache.get(self.request)
-            if entry is not None and self._is_current(entry):
+            if entry is not None and self._are_current(entry.data["companions"]):
                 self._opened, self.identity = entry, entry.data["identity"]
+                self._companions = entry.data["companions"]
         return self._opened is not None
 
-    def _is_current(self, entry: Entry) -> bool:
+    def unchanged(self) -> bool:
+        """Whether the source still is the one that was opened: what was made of another has no key."""
+        try:
+            same = not self.request or request_key(self._spec, self.cache.digests) == self.request
+        except (NotCacheable, InfconvError):
+            return False
+        return same and self._are_current(self._companions)
+
+    def _are_current(self, companions: Mapping[str, str]) -> bool:
         """Whether the files that the source's path does not name, such as external weights, are as they were."""
         folder = Path(self._spec.source.path).absolute().parent
         try:
-            return all(self.cache.digests.of(folder / name) == old for name, old in entry.data["companions"].items())
+            return all(self.cache.digests.of(folder / name) == old for name, old in companions.items())
         except OSError:
             return False
 
@@ -106,6 +118,11 @@ class Shelf:
         self.identity = digest_of([model, source.inputs_applied, own, encoded, numbers])
         if not self.request:
             return
+        self._companions = self._digest_companions(source, files)
+        if not self.unchanged():
+            self.request = self.identity = ""
+            self.why_not = "the source changed while it was opened"
+            return
         exported = not source.is_onnx or source.inputs_applied
         path = Path(self._spec.source.path).absolute()
 
@@ -118,14 +135,14 @@ class Shelf:
                 "inputs_applied": source.inputs_applied,
                 "source": told,
                 "reference": encoded,
-                "companions": self._companions(source, files),
+                "companions": self._companions,
                 "files": [_named_from(path, file) for file in source.files],
             }
             return data, known
 
         self.cache.put(self.request, "opened", self._spec.source.label(), fill)
 
-    def _companions(self, source: Source, files: Sequence[Path]) -> dict[str, str]:
+    def _digest_companions(self, source: Source, files: Sequence[Path]) -> dict[str, str]:
         """Return name -> digest of the files that belong to the source beside the one that its path names."""
         path = Path(self._spec.source.path).absolute()
         beside = [*source.files, *(files if source.is_onnx and not source.inputs_applied else ())]
@@ -143,6 +160,11 @@ class Shelf:
         except NotCacheable:
             return None
         return Graphs(self, keys, job, model, context, self._spec)
+
+    def still(self, keys: StepKeys, count: int, job: Job) -> bool:
+        """Whether the graph after `count` steps still has the key that it had before they ran."""
+        now = StepKeys(self._spec, job, self.identity, self.request, self.cache.digests)
+        return now.key(count) == keys.key(count) and self.unchanged()
 
     # --- artifacts ---------------------------------------------------------------------------------------------------
 
@@ -193,10 +215,16 @@ class Shelf:
         except OSError:
             return False
 
-    def keep_artifact(self, job: Job, artifact: Artifact, files: Sequence[Path], manifest: Path) -> dict[str, str]:
-        """Store a finished and verified artifact, which is still in staging; return the digests of its files."""
-        key = self.artifact_key(job)
-        if not key or not _lasting(artifact.steps, self._spec):
+    def keep_artifact(
+        self, key: str, job: Job, artifact: Artifact, files: Sequence[Path], manifest: Path
+    ) -> dict[str, str]:
+        """Store a finished and verified artifact, which is still in staging; return the digests of its files.
+
+        `key` is that of before it was made: when a file that it depends on changed meanwhile, nothing is stored.
+        """
+        if not key or not lasting(artifact.steps, self._spec):
+            return {}
+        if self.artifact_key(job) != key or not self.unchanged():
             return {}
         document = json.loads(manifest.read_text(encoding="utf-8"))
         known = {name: entry["sha256"] for name, entry in document["artifact"].items()}
@@ -237,10 +265,13 @@ class Shelf:
         return f"source, {count} of {len(job.steps)} steps" if count else "source"
 
 
-def open_shelf(spec: PipelineSpec) -> Shelf | None:
-    """Return the shelf of `spec`, None when it uses no cache."""
+def open_shelf(spec: PipelineSpec, watch: Observers | None = None) -> Shelf | None:
+    """Return the shelf of `spec`, None when it uses no cache. At first the source is read whole for its digest."""
     cache = find_cache(spec.cache)
-    return None if cache is None else Shelf(cache, spec)
+    if cache is None:
+        return None
+    with (watch or Observers()).stage("look for the source in the cache"):
+        return Shelf(cache, spec)
 
 
 class StoredSource(Source):
@@ -270,68 +301,10 @@ class _StoredSourceInPlace(StoredSource):
     inputs_applied = True
 
 
-class Graphs:
-    """The graphs after the first steps of a job, after more of them, and so on."""
-
-    def __init__(
-        self, shelf: Shelf, keys: StepKeys, job: Job, model: ir.Model, context: Context, spec: PipelineSpec
-    ) -> None:
-        from infconv.cache._graphs import weights_of
-
-        self._shelf, self._keys, self._job, self._context, self._spec = shelf, keys, job, context, spec
-        self._weights = weights_of(model)
-        self._since = time.perf_counter()
-        self._before: list[StepResult] = []
-
-    def find(self, *, whole: bool) -> tuple[int, ir.Model, list[StepResult]] | None:
-        """Return after how many steps a graph is there, the graph, and what the steps did; the latest one.
-
-        With `whole` only the graph after all of them.
-        """
-        from infconv.cache._graphs import load_graph
-
-        count = self._keys.longest(self._shelf.cache, whole=whole)
-        entry = self._shelf.cache.get(self._keys.key(count)) if count else None
-        if entry is None:
-            return None
-        self._context.notes[:] = entry.data["notes"]
-        self._context.documents.update(entry.data["documents"])
-        self._before = cast("list[StepResult]", decode(entry.data["results"], {}))
-        self._since = time.perf_counter()
-        return count, load_graph(entry.folder, entry.data["places"], self._weights), self._before
-
-    def keep(self, count: int, model: ir.Model, results: Sequence[StepResult]) -> None:
-        """Store the graph after the first `count` steps when it took long enough to make it."""
-        from infconv.cache._graphs import save_graph
-
-        seconds = time.perf_counter() - self._since
-        if count > self._keys.most or seconds < self._shelf.worth_seconds or not _lasting(results, self._spec):
-            return
-
-        def fill(stage: Path) -> tuple[Mapping[str, Any], Mapping[str, str]]:
-            data = {
-                "places": save_graph(model, self._weights, stage),
-                "results": encode([*self._before, *results], {}),
-                "notes": list(self._context.notes),
-                "documents": dict(self._context.documents),
-            }
-            return data, {}
-
-        about = f"{self._spec.source.label()} {self._job.exporter.target} {self._job.entry.precision}, {count} steps"
-        self._shelf.cache.put(self._keys.key(count), "steps", about, fill)
-        self._since = time.perf_counter()
-
-
 def _named_from(source: Path, file: Path) -> str:
     """Return the path of a file from the source's folder, where it is in it."""
     file = file.absolute()
     return str(file.relative_to(source.parent) if file.is_relative_to(source.parent) else file)
-
-
-def _lasting(results: Sequence[StepResult], spec: PipelineSpec) -> bool:
-    """Whether the steps would do the same again: one that ran into a limit might not have, on an idle machine."""
-    limited = spec.verify.step_timeout is not None or spec.memory_limit is not None
-    return not (limited and any(result.status == "dropped" for result in results))
 
 
 def _digest_array(array: Any) -> str:

@@ -35,7 +35,7 @@ LAYERS = [
     {"align", "reduce"},
     {"verify", "runner", "manifest", "crash", "pipeline", "limits", "api", "supervise", "schema", "starting_pipeline"}
     | {"replay", "repro", "bisect", "bisect_models", "comparison", "metrics", "bench"}
-    | {"shelf", "opening", "resume", "parallel", "on_ray"}
+    | {"shelf", "kept_graphs", "opening", "resume", "parallel", "on_ray"}
     | {"run_file", "runs", "gates", "baseline", "report", "sbom", "footprint"},
     {"console"},
     {"commands"},

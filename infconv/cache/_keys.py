@@ -175,18 +175,19 @@ class StepKeys:
         it, empty when there is none.
         """
         self._common = digest_of(_common(spec, job, identity, request, digests))
-        self._job, self._digests = job, digests
         uses = (any(map(_is_users_code, flatten([step]))) for step in job.steps)
         self.most = next((count for count, own in enumerate(uses) if own), len(job.steps))
         """How many steps there are before the first one that is the user's code."""
+        self._all = len(job.steps)
+        self._steps = [_steps((step,), digests) for step in job.steps[: self.most]]
 
     def key(self, count: int) -> str:
         """Return the key of the graph after the first `count` steps, a repetition being one."""
-        return digest_of(["steps", self._common, _steps(self._job.steps[:count], self._digests)])
+        return digest_of(["steps", self._common, self._steps[:count]])
 
     def longest(self, cache: Cache, *, whole: bool = False) -> int:
         """Return the most steps after which `cache` holds a graph, 0 for none; with `whole` all of them or none."""
-        counts = range(self.most, len(self._job.steps) - 1 if whole else 0, -1)
+        counts = range(self.most, self._all - 1 if whole else 0, -1)
         return next((count for count in counts if cache.holds(self.key(count))), 0)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -117,8 +118,8 @@ class LocalStore:
         try:
             data, known = fill(stage)
             files = {f.name: known.get(f.name) or self.digests.of(f) for f in sorted(stage.iterdir())}
-            record = {"kind": kind, "about": about, "files": files, "data": data}
-            (stage / RECORD).write_text(json.dumps(record), encoding="utf-8")
+            record = json.dumps({"kind": kind, "about": about, "files": files, "data": data})
+            (stage / RECORD).write_text(json.dumps({"sha256": _digest(record), "record": record}), encoding="utf-8")
             with contextlib.suppress(OSError):  # another process stored the same: the one or the other
                 stage.rename(self._entries / key)
                 self.digests.learn({self._entries / key / name: digest for name, digest in files.items()})
@@ -176,9 +177,20 @@ class LocalStore:
                         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return what an entry says of itself. Raises OSError, ValueError, KeyError or TypeError for a damaged one."""
+    outer: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    if _digest(outer["record"]) != outer["sha256"]:
+        raise ValueError(f"'{folder / RECORD}' is not what was stored")
+    return json.loads(outer["record"])
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _read(folder: Path) -> Entry:
-    text = (folder / RECORD).read_text(encoding="utf-8")
-    record: dict[str, Any] = json.loads(text)
+    record = read_record(folder)
     sizes: Sequence[int] = [file.stat().st_size for file in folder.iterdir()]
     used = (folder / RECORD).stat().st_mtime
     files, data = record["files"], record["data"]

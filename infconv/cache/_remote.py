@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from infconv.cache._local import RECORD, LocalStore
+from infconv.cache._local import LocalStore, read_record
 from infconv.errors import UsageError, missing_extra
 
 
@@ -58,7 +58,7 @@ class RemoteStore:
         if self.holds(key):
             return
         folder = local.folder / "entries" / key
-        record: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = read_record(folder)
         place = f"{self._root}/{key[:2]}/{key}-{uuid.uuid4().hex}"
         self._files.makedirs(place, exist_ok=True)
         for name in record["files"]:
