@@ -75,10 +75,11 @@ def _connect(address: str, specs: Sequence[PipelineSpec]) -> Any:
             )
     try:
         import ray  # pyright: ignore[reportMissingImports]  (an optional dependency)
+        from ray import init  # pyright: ignore[reportMissingImports]  (which a mere folder `ray` does not have)
     except ImportError:
         raise missing_extra("ray", "ray", f"--on {address}") from None
     try:
-        ray.init(
+        init(
             address=address if address != "ray" else os.environ.get("RAY_ADDRESS"),
             log_to_driver=False,
             logging_level="ERROR",

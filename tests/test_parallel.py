@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from infconv import parallel
-from infconv.errors import InfconvError, SourceError
+from infconv.errors import DependencyError, InfconvError, SourceError
 from infconv.isolate import Crashed, OutOfMemory
 from infconv.observe import Observers
 from infconv.parallel import processes, run_each
@@ -214,3 +215,10 @@ def test_the_command_line_takes_jobs(infconv: Any, mlp: Path, tmp_path: Path) ->
     assert outcome.code == 0
     assert [a["target"] for a in outcome.json["artifacts"]] == ["onnx", "onnxruntime"]
     assert infconv("convert", mlp, "--jobs", "-1").code == 2
+
+
+def test_ray_is_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(DependencyError, match="'ray'") as caught:
+        execute_all(pipelines(tmp_path, tmp_path / "out"), on="ray")
+    assert "infconv[ray]" in caught.value.hint

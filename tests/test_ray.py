@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from infconv import on_ray
-from infconv.errors import DependencyError, ResourceError, UsageError
+from infconv.errors import ResourceError, UsageError
 from infconv.runs import execute_all
 from infconv.spec import PipelineSpec
 from tests.conftest import make_mlp
@@ -135,10 +135,3 @@ def test_a_cluster_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyP
     )
     with pytest.raises(ResourceError, match="cannot be reached"):
         execute_all(pipelines(tmp_path, 1), on="ray")
-
-
-def test_ray_is_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "ray", None)
-    with pytest.raises(DependencyError, match="ray") as caught:
-        execute_all(pipelines(tmp_path, 1), on="ray")
-    assert "infconv[ray]" in caught.value.hint

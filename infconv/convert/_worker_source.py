@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ def open_in_worker(
         worker.close()
         for path in workdir.glob(f"{MODEL}*"):
             path.unlink()
+        shutil.rmtree(workdir / "torchscript", ignore_errors=True)
         raise
     return WorkerSource(worker, workdir, answer, request.timeout)
 
@@ -43,6 +45,7 @@ def export_request(request: SourceRequest, workdir: Path) -> dict[str, Any]:
         "workdir": str(workdir.absolute()),
         "inputs": {name: dataclasses.asdict(spec) for name, spec in request.inputs.items()},
         "dims": {name: dataclasses.asdict(span) for name, span in request.dims.items()},
+        "weights": request.weights and str(Path(request.weights).absolute()),
         "sample": request.sample and str(Path(request.sample).absolute()),
         "opset": request.opset,
         "trust_pickle": request.trust_pickle,

@@ -65,8 +65,7 @@ class Session:
             "versions": _versions(loaded.packages),
             "notes": subject.notes,
             "attempts": attempts,
-            "inputs": [each.describe() for each in subject.inputs],
-            "outputs": subject.output_names,
+            "value_limits": {each.name: each.high for each in subject.inputs if each.high is not None},
             "dims": subject.dim_ranges,
         }
 
@@ -79,14 +78,11 @@ class Session:
         torch.manual_seed(self._seed)
         tensors = self._subject.take(given)
         outputs = self._subject.run(tensors)
-        arrays_out: dict[str, np.ndarray] = {}
-        types: dict[str, str] = {}
-        for name, tensor in zip(self._subject.output_names, outputs, strict=True):
-            types[name] = str(tensor.dtype).partition(".")[2]
-            arrays_out[name] = _to_numpy(tensor)
+        names = self._subject.output_names
+        arrays_out = {name: _to_numpy(tensor) for name, tensor in zip(names, outputs, strict=True)}
         with Path(request["outputs"]).open("wb") as stream:
             np.savez(stream, allow_pickle=False, **arrays_out)
-        return {"dtypes": types}
+        return {"outputs": names}
 
 
 def _open(loaded: Loaded, request: Request) -> Subject:

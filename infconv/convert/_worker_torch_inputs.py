@@ -55,10 +55,6 @@ class Input:
     """A mask: the example is all ones."""
     sample: np.ndarray | None = None
 
-    def describe(self) -> dict[str, object]:
-        """Return what the parent is told of this input."""
-        return {"name": self.name, "dims": list(self.dims), "dtype": type_name(self.dtype), "high": self.high}
-
     def example(self, sizes: Mapping[str, int], generator: torch.Generator) -> torch.Tensor:
         """Return a tensor of this input's type with `sizes` for the dynamic dims: the sample, or seeded noise."""
         shape = [sizes[dim] if isinstance(dim, str) else dim for dim in self.dims]

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import ClassVar
 
 from infconv.convert import _torch_files as files
-from infconv.convert._base import DimRange, Frontend, Source, SourceRequest
-from infconv.convert._worker_client import WorkerProcess
-
-if TYPE_CHECKING:
-    import numpy as np
-
-MODEL = "model.onnx"
-LOG = "torch-worker.log"
+from infconv.convert._base import Frontend, SourceRequest
+from infconv.convert._worker_source import WorkerSource, open_in_worker
 
 
 class FromTorch(Frontend):
@@ -37,108 +30,10 @@ class FromTorch(Frontend):
         """Return the format of `source` from its content: zip entries, pickle opcodes, headers."""
         return files.find_format(source)
 
-    def open(self, request: SourceRequest, workdir: Path) -> TorchSource:
-        """Export `request.source` to `workdir`.
+    def open(self, request: SourceRequest, workdir: Path) -> WorkerSource:
+        """Export `request.source` to `workdir`. Float types that numpy lacks come out of a run as float32.
 
         Raises SourceError, UsageError, UnsupportedError (each road with its reason), DependencyError, ResourceError.
         """
         files.refuse(request.source, request.format, request.trust_pickle)
-        worker = WorkerProcess("torch", request.python, request.memory_limit, workdir / LOG)
-        try:
-            answer = worker.ask(_export_request(request, workdir), request.timeout)
-        except BaseException:
-            worker.close()
-            _remove_results(workdir)
-            raise
-        return TorchSource(worker, workdir, answer, request.timeout)
-
-
-class TorchSource(Source):
-    """An exported PyTorch model whose original stays open in a worker."""
-
-    def __init__(self, worker: WorkerProcess, workdir: Path, answer: Mapping[str, Any], timeout: float | None) -> None:
-        self.model_path = workdir / MODEL
-        self.producer = answer["producer"]
-        self.notes = answer["notes"]
-        self.attempts = answer["attempts"]
-        self.versions = answer["versions"]
-        self.value_limits = {i["name"]: i["high"] for i in answer["inputs"] if i["high"] is not None}
-        self.dims = {name: DimRange(low, None, high) for name, (low, high) in answer["dims"].items()}
-        self.output_types: dict[str, str] = {}
-        """Output name -> the type that the model computed, such as bfloat16; known after the first `run`."""
-        self._worker = worker
-        self._workdir = workdir
-        self._timeout = timeout
-
-    @property
-    def log(self) -> Sequence[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The end of what the framework printed, line by line."""
-        return self._worker.log
-
-    @property
-    def peak_memory(self) -> int:
-        """The largest resident size of the worker so far, in bytes."""
-        return self._worker.peak_memory
-
-    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Run the original model; float types that numpy lacks go in and come out as float32.
-
-        Raises UsageError when the model does not take these inputs, ResourceError, UnsupportedError (crash).
-        """
-        import numpy as np
-
-        given, found = self._workdir / "inputs.npz", self._workdir / "outputs.npz"
-        try:
-            with given.open("wb") as stream:
-                np.savez(stream, allow_pickle=False, **{name: _portable(array) for name, array in inputs.items()})
-            answer = self._worker.ask({"op": "run", "inputs": str(given), "outputs": str(found)}, self._timeout)
-            with np.load(found, allow_pickle=False) as arrays:
-                outputs = {name: arrays[name] for name in answer["dtypes"]}
-        finally:
-            given.unlink(missing_ok=True)
-            found.unlink(missing_ok=True)
-        self.output_types = answer["dtypes"]
-        return outputs
-
-    def close(self) -> None:
-        """End the worker. Idempotent."""
-        self._worker.close()
-
-
-def _export_request(request: SourceRequest, workdir: Path) -> dict[str, Any]:
-    source = request.source if request.format == files.FACTORY else _absolute(request.source)
-    return {
-        "op": "export",
-        "source": source,
-        "format": request.format,
-        "workdir": str(workdir.absolute()),
-        "inputs": {name: dataclasses.asdict(spec) for name, spec in request.inputs.items()},
-        "dims": {name: dataclasses.asdict(span) for name, span in request.dims.items()},
-        "weights": request.weights and _absolute(request.weights),
-        "sample": request.sample and _absolute(request.sample),
-        "opset": request.opset,
-        "trust_pickle": request.trust_pickle,
-        "options": dict(request.options),
-        "python_path": [_absolute(folder) for folder in request.python_path],
-        "seed": request.seed,
-    }
-
-
-def _absolute(path: str) -> str:
-    """Return `path` from the root: the framework's loaders resolve relative names in ways of their own."""
-    return str(Path(path).absolute())
-
-
-def _portable(array: np.ndarray) -> np.ndarray:
-    """Return `array` in a type that .npz can hold: bfloat16 and float8 become float32, which holds their values."""
-    import numpy as np
-
-    return array if array.dtype.kind in "biuf" else array.astype(np.float32)
-
-
-def _remove_results(workdir: Path) -> None:
-    import shutil
-
-    for path in workdir.glob(f"{MODEL}*"):
-        path.unlink()
-    shutil.rmtree(workdir / "torchscript", ignore_errors=True)
+        return open_in_worker("torch", request, request.python, workdir)
