@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from infconv import isolate
 from infconv.errors import SourceError
+from tests.helpers import children
 
 
 def test_the_result_comes_back() -> None:
@@ -55,9 +55,3 @@ def test_no_child_is_left() -> None:
     with pytest.raises(isolate.TimedOut):
         isolate.call(lambda: time.sleep(60), what="Work", timeout=0.1)
     assert children() <= before
-
-
-def children() -> set[str]:
-    """Return the children of this process, the dead that nobody asked for included."""
-    tasks = Path(f"/proc/{os.getpid()}/task").glob("*/children")
-    return {child for task in tasks for child in task.read_text().split()}
