@@ -57,7 +57,8 @@ def _anchor(node: Any, keys: tuple[str, ...], path: Keys, folder_of: Callable[[K
         if rest:
             _anchor(node[place], tuple(rest), (*path, place), folder_of)
         elif isinstance(node[place], str) and node[place] and not is_reference(node[place]):
-            node[place] = str(folder_of((*path, place)) / node[place])
+            slash = "/" if node[place].endswith("/") else ""  # which tells a folder that does not exist yet
+            node[place] = str(folder_of((*path, place)) / node[place]) + slash
 
 
 def _add_own_folder(data: dict[str, Any], own: Path) -> None:

@@ -155,7 +155,7 @@ def _output(output: PathLike | None, count: int) -> str | None:
     if output is None:
         return None
     text = os.fspath(output)
-    if count > 1 and Path(text).suffix and not Path(text).is_dir():
+    if count > 1 and texts.names_file(text):
         raise UsageError(f"--output '{text}' is a file, but there are {count} targets.", "Name a folder.")
     return text
 

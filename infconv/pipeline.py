@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from infconv import registry
+from infconv import registry, texts
 from infconv.calibrated import PRECISIONS
 from infconv.convert._delivery import check_delivered
 from infconv.convert._exporter import Exported, Exporter, default_output
@@ -99,7 +99,7 @@ def _check_writable(output: Path) -> None:
 def _output_path(source: str, entry: TargetEntry, exporter: Exporter) -> Path:
     """Return where the artifact goes: the file named, or a file in the folder named, or one in the current folder."""
     named = Path(entry.output) if entry.output else None
-    if named is not None and named.suffix and not named.is_dir():
+    if named is not None and texts.names_file(str(entry.output)):
         if named.resolve() == Path(source).resolve():
             raise UsageError(f"The output '{named}' is the source itself.", "Name another file with --output.")
         return _with_suffix(named, exporter)

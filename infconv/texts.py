@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 from infconv.convert._base import parse_dims, parse_input
@@ -28,6 +29,11 @@ def duration(text: str, what: str = "--timeout") -> float:
 
 REPORTS = (".html", ".json", ".md", ".xml", ".sarif")
 """The kinds of report, by the suffix of the file."""
+
+
+def names_file(output: str) -> bool:
+    """Whether an output is a file: it has a suffix, and neither a slash at its end nor a folder in its place."""
+    return not output.endswith("/") and bool(Path(output).suffix) and not Path(output).is_dir()
 
 
 def report(path: str, what: str = "--report") -> str:

@@ -276,3 +276,8 @@ def test_compare_tells_models_apart(mlp: Path, tmp_path: Path) -> None:
     other = make_mlp(tmp_path / "other.onnx", scale=1.1)
     assert infconv.compare(mlp, tmp_path / "a.onnx").passed
     assert not infconv.compare(mlp, other).passed
+
+
+def test_a_slash_at_the_end_names_a_folder(mlp: Path, tmp_path: Path) -> None:
+    result = infconv.convert(mlp, target=["onnx", "onnxruntime"], output=f"{tmp_path}/mlp.v1/")
+    assert {Path(artifact.path).parent for artifact in result.artifacts} == {tmp_path / "mlp.v1"}
