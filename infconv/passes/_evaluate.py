@@ -13,7 +13,7 @@ import math
 import mmap
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 import onnx_ir as ir
@@ -80,7 +80,10 @@ def evaluate(
     """
     importlib.import_module("onnxruntime")  # before the fork, so that each child need not
     parts = _parts(nodes)
-    asked = [[value for value in wanted if value.producer() in set(part)] for part in parts]
+    part_of = {node: index for index, part in enumerate(parts) for node in part}
+    asked: list[list[ir.Value]] = [[] for _ in parts]
+    for value in wanted:
+        asked[part_of[cast(ir.Node, value.producer())]].append(value)
     works = [_prepare(part, values, opset, sizes) for part, values in zip(parts, asked, strict=True)]
     timeout = _SECONDS + sum(map(_moved, works)) * _SECONDS_PER_BYTE + len(nodes) * _SECONDS_PER_NODE
     try:

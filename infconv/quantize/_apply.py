@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from infconv.quantize._constants import narrowed
+from infconv.quantize._names import unique
 from infconv.quantize._plan import Plan
 from infconv.quantize._schemas import FLOAT, Schemas, subgraphs, type_attribute
 from infconv.quantize._wires import Use, Wire, Wiring, constant_tensor
@@ -104,7 +105,7 @@ class _Application:
 
     def _sibling(self, value: ir.Value, tensor: ir.TensorProtocol, dtype: ir.DataType) -> ir.Value:
         """Return a constant next to `value` with the same content in `dtype`."""
-        name = self._unique(f"{value.name}_{_suffix(dtype)}")
+        name = unique(f"{value.name}_{_suffix(dtype)}", self._names)
         if dtype != FLOAT:
             tensor = narrowed(tensor, self._narrow, name)
         node = value.producer()
@@ -115,7 +116,9 @@ class _Application:
             value.graph.register_initializer(sibling)
             return sibling
         sibling = ir.Value(name=name, type=ir.TensorType(dtype), shape=shape)
-        twin = ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)], outputs=[sibling], name=self._unique(name))
+        twin = ir.Node(
+            "", "Constant", [], [ir.AttrTensor("value", tensor)], outputs=[sibling], name=unique(name, self._names)
+        )
         assert node.graph is not None
         node.graph.insert_after(node, twin)
         return sibling
@@ -148,11 +151,11 @@ class _Application:
         return None
 
     def _insert_cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-        name = self._unique(f"{value.name}_{_suffix(dtype)}")
+        name = unique(f"{value.name}_{_suffix(dtype)}", self._names)
         shape = None if value.shape is None else value.shape.copy()
         result = ir.Value(name=name, type=ir.TensorType(dtype), shape=shape)
         attributes = [ir.AttrInt64("to", int(dtype))]
-        node = ir.Node("", "Cast", [value], attributes, outputs=[result], name=self._unique(f"Cast_{name}"))
+        node = ir.Node("", "Cast", [value], attributes, outputs=[result], name=unique(f"Cast_{name}", self._names))
         self._place(node, value)
         self._inserted += 1
         return result
@@ -183,15 +186,8 @@ class _Application:
         """Give the name that users know to the value that is the output now."""
         if new.is_graph_output() and not old.is_graph_input() and new.name != old.name:
             name = old.name
-            old.name = self._unique(f"{name}_{_suffix(old.dtype or FLOAT)}")
+            old.name = unique(f"{name}_{_suffix(old.dtype or FLOAT)}", self._names)
             new.name = name
-
-    def _unique(self, name: str) -> str:
-        candidate, number = name, 1
-        while candidate in self._names:
-            candidate, number = f"{name}_{number}", number + 1
-        self._names.add(candidate)
-        return candidate
 
 
 def _suffix(dtype: ir.DataType) -> str:

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from infconv.errors import UnsupportedError
 from infconv.quantize._constants import reading
+from infconv.quantize._names import unique
 from infconv.quantize._rules import MOVEMENT
 from infconv.quantize._schemas import FLOAT, Schemas, subgraphs
 from infconv.quantize._wires import is_constant
@@ -95,7 +96,7 @@ class _Emulation:
     def _cast(self, value: ir.Value, dtype: ir.DataType, after: ir.Node | None) -> ir.Value:
         """Insert a cast behind `after`, by default behind the node that writes `value`."""
         after = after or value.producer()
-        result = ir.Value(name=self._unique(f"{value.name}_{dtype.name.lower()}"), type=ir.TensorType(dtype))
+        result = ir.Value(name=unique(f"{value.name}_{dtype.name.lower()}", self._names), type=ir.TensorType(dtype))
         result.shape = value.shape
         node = ir.Node("", "Cast", [value], [ir.AttrInt64("to", int(dtype))], outputs=[result], name=result.name)
         if after is not None:
@@ -117,7 +118,7 @@ class _Emulation:
         for index, value in enumerate(list(graph.outputs)):
             if value.dtype == FLOAT and self._was_narrow(value) and not value.is_graph_input():
                 graph.outputs[index] = narrow = self._cast(value, self._narrow, None)
-                value.name, narrow.name = self._unique(f"{value.name}_float"), value.name
+                value.name, narrow.name = unique(f"{value.name}_float", self._names), value.name
 
     def _was_narrow(self, value: ir.Value) -> bool:
         if value in self._types:
@@ -125,13 +126,6 @@ class _Emulation:
         producer = value.producer()  # the second of two casts that round
         source = producer.inputs[0] if producer is not None else None
         return source is not None and source.dtype == self._narrow
-
-    def _unique(self, name: str) -> str:
-        candidate, number = name, 1
-        while candidate in self._names:
-            candidate, number = f"{name}_{number}", number + 1
-        self._names.add(candidate)
-        return candidate
 
 
 def _names_type(attribute: str) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from infconv.passes._values import constant, scalar
+from infconv.quantize._names import unique
 from infconv.quantize._placement import Layer, Placed, Placement
 from infconv.quantize._schemes import Params, Weights
 
@@ -113,7 +114,7 @@ class Inserter:
         return real
 
     def _constant(self, name: str, array: Any) -> ir.Value:
-        tensor = ir.tensor(np.asarray(array), name=self._unique(name))
+        tensor = ir.tensor(np.asarray(array), name=unique(name, self._names))
         value = ir.Value(
             name=tensor.name,
             type=ir.TensorType(tensor.dtype),
@@ -133,18 +134,11 @@ class Inserter:
         attributes: list[ir.Attr] | None = None,
     ) -> ir.Value:
         """Return the output of a new node, which is not in the graph yet."""
-        name = self._unique(f"{like.name}_{suffix}" if like is not None else suffix)
+        name = unique(f"{like.name}_{suffix}" if like is not None else suffix, self._names)
         shape = like.shape.copy() if like is not None and like.shape is not None else None
         output = ir.Value(name=name, type=ir.TensorType(dtype or ir.DataType.FLOAT), shape=shape)
-        ir.Node("", op_type, inputs, attributes or [], outputs=[output], name=self._unique(f"{name}_{op_type}"))
+        ir.Node("", op_type, inputs, attributes or [], outputs=[output], name=unique(f"{name}_{op_type}", self._names))
         return output
-
-    def _unique(self, name: str) -> str:
-        candidate, number = name, 1
-        while candidate in self._names:
-            candidate, number = f"{name}_{number}", number + 1
-        self._names.add(candidate)
-        return candidate
 
 
 def _insert(graph: ir.Graph, source: ir.Value | None, outputs: list[ir.Value]) -> None:

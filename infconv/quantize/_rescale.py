@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from infconv.quantize._constants import examine, reading
+from infconv.quantize._names import unique
 from infconv.quantize._schemas import FLOAT, names
 from infconv.quantize._wires import Wiring, constant_tensor
 
@@ -267,7 +268,7 @@ class _Rescaling:
     def _scaled(self, value: ir.Value, exponent: int) -> ir.Value:
         """Return a constant of `value` times two to the `exponent`; a large one is computed when it is read."""
         tensor = constant_tensor(value)
-        name = self._unique(f"{value.name}_times_2_{exponent}".replace("-", "minus_"))
+        name = unique(f"{value.name}_times_2_{exponent}".replace("-", "minus_"), self._names)
 
         def compute() -> ir.Tensor[np.ndarray]:
             with reading(tensor) as array:
@@ -308,13 +309,13 @@ class _Rescaling:
         result, name = self._multiplied(value, exponent), self._graph.outputs[index].name
         self._graph.outputs[index] = result
         if name == value.name:
-            value.name = self._unique(f"{name}_before")
+            value.name = unique(f"{name}_before", self._names)
         result.name = name
 
     def _multiplied(self, value: ir.Value, exponent: int) -> ir.Value:
-        name = self._unique(f"{value.name}_scaled")
+        name = unique(f"{value.name}_scaled", self._names)
         factor = ir.Value(
-            name=self._unique(f"{name}_factor"),
+            name=unique(f"{name}_factor", self._names),
             type=ir.TensorType(FLOAT),
             shape=ir.Shape([]),
             const_value=ir.tensor(2.0**exponent, dtype=FLOAT),
@@ -328,10 +329,3 @@ class _Rescaling:
         else:
             self._graph.insert_before(self._graph[0], node)
         return result
-
-    def _unique(self, name: str) -> str:
-        candidate, number = name, 1
-        while candidate in self._names:
-            candidate, number = f"{name}_{number}", number + 1
-        self._names.add(candidate)
-        return candidate

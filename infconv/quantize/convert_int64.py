@@ -11,6 +11,7 @@ import onnx_ir as ir
 from infconv.passes import Context, Pass
 from infconv.quantize._identity import constant_of
 from infconv.quantize._intervals import ANYTHING, Interval, intervals
+from infconv.quantize._names import unique
 from infconv.quantize._schemas import Schemas, names, subgraphs
 
 _LONG, _INT = ir.DataType.INT64, ir.DataType.INT32
@@ -187,7 +188,7 @@ class _Conversion:
     def _convert_constant(self, value: ir.Value, tensor: ir.TensorProtocol, uses: list[tuple[ir.Node, int]]) -> int:
         if not uses:
             return 0
-        name = self._unique(f"{value.name}_int32")
+        name = unique(f"{value.name}_int32", self._names)
         content = ir.Tensor(tensor.numpy().astype(np.int32), name=name)
         copy = ir.Value(name=name, type=ir.TensorType(_INT), shape=ir.Shape(content.shape.numpy()), const_value=content)
         self._graph.register_initializer(copy)
@@ -201,7 +202,7 @@ class _Conversion:
         return 1
 
     def _cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-        name = self._unique(f"{value.name}_{dtype.name.lower()}")
+        name = unique(f"{value.name}_{dtype.name.lower()}", self._names)
         result = ir.Value(name=name, type=ir.TensorType(dtype), shape=value.shape)
         node = ir.Node("", "Cast", [value], [ir.AttrInt64("to", int(dtype))], outputs=[result], name=f"Cast_{name}")
         producer = value.producer()
@@ -219,10 +220,3 @@ class _Conversion:
         elif (given := node.attributes.get("value")) is not None:
             content = given.as_tensor().numpy().astype(np.int32)
             node.attributes.add(ir.AttrTensor("value", ir.Tensor(content, name=given.as_tensor().name)))
-
-    def _unique(self, name: str) -> str:
-        candidate, number = name, 1
-        while candidate in self._names:
-            candidate, number = f"{name}_{number}", number + 1
-        self._names.add(candidate)
-        return candidate
