@@ -3,8 +3,9 @@
     python benchmarks/optimize.py [--models FOLDER] [--only NAME ...] [--latency]
 
 Builds the models (benchmarks/zoo.py) when FOLDER has none. Every tool runs as a process of its own, the tools in turn;
-times are CPU seconds, memory is the peak resident set of the whole process. Latencies are medians of
-interleaved runs. Writes benchmarks/results/optimize.md, .json and .png.
+times are CPU seconds, memory is the peak resident set of the whole process. Latencies are CPU milliseconds
+on one thread, the least of interleaved runs: others on the machine hardly change those. Writes
+benchmarks/results/optimize.md, .json and .png.
 """
 
 from __future__ import annotations
@@ -87,9 +88,7 @@ def count_nodes(path: str) -> int:
 
 
 def latencies(paths: dict[str, str], runs: int) -> dict[str, dict[str, float]]:
-    """Return the median milliseconds of each model in ONNX Runtime and in OpenVINO, measured in turn."""
-    import statistics
-
+    """Return the least CPU milliseconds of each model in ONNX Runtime and in OpenVINO, on one thread, in turn."""
     from infconv.model import load
     from infconv.reference import describe_inputs, make_inputs, size_plans
 
@@ -101,18 +100,20 @@ def latencies(paths: dict[str, str], runs: int) -> dict[str, dict[str, float]]:
         times: dict[str, list[float]] = {tool: [] for tool in calls}
         for turn in range(runs + 2):
             for tool, call in calls.items():
-                start = time.perf_counter()
+                start = time.process_time()
                 call()
                 if turn >= 2:
-                    times[tool].append(1e3 * (time.perf_counter() - start))
-        found[runtime] = {tool: statistics.median(values) for tool, values in times.items()}
+                    times[tool].append(1e3 * (time.process_time() - start))
+        found[runtime] = {tool: min(values) for tool, values in times.items()}
     return found
 
 
 def _in_onnxruntime(path: str, feeds: Any) -> Callable[[], object]:
-    from infconv.convert._onnxruntime import open_session
+    import onnxruntime
 
-    session = open_session(path, optimize=True)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads = 4, 1
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda: session.run(None, feeds)
 
 
@@ -121,7 +122,8 @@ def _in_openvino(path: str, feeds: Any) -> Callable[[], object] | None:
     import openvino
 
     try:
-        compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+        compiled = openvino.Core().compile_model(path, "CPU", settings)
     except RuntimeError:
         return None
     request = compiled.create_infer_request()
@@ -160,7 +162,7 @@ def table(rows: dict[str, Any], tools: Sequence[str]) -> str:
     columns = ["source", *tools]
     for runtime in ("ONNX Runtime", "OpenVINO") if timed else ():
         head = f"| model | {' | '.join(columns)} |"
-        parts += [f"### Latency in {runtime}, ms\n", head, "|---" * (len(columns) + 1) + "|"]
+        parts += [f"### Latency in {runtime}, CPU ms on one thread\n", head, "|---" * (len(columns) + 1) + "|"]
         for name, row in timed.items():
             found = row["latency_ms"][runtime]
             parts.append(f"| {name} | {' | '.join(f'{found[c]:.2f}' if c in found else '-' for c in columns)} |")

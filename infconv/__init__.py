@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from infconv.api import bisect, compare, convert, load, optimize, run, save
+    from infconv.api import bisect, compare, convert, run
     from infconv.errors import (
         DependencyError,
         GateError,
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         UsageError,
         VerificationError,
     )
+    from infconv.graphs import load, optimize, save
 
 __all__ = [
     "DependencyError",
@@ -41,6 +42,9 @@ __all__ = [
 ]
 
 
+_OF_GRAPHS = ("load", "optimize", "save")
+
+
 class _Package(ModuleType):
     """This package: `infconv.convert` stays the function when the import system binds the subpackage of that name."""
 
@@ -48,7 +52,8 @@ class _Package(ModuleType):
         """Import on first use: `import infconv` costs nothing."""
         if name not in __all__:
             raise AttributeError(f"module 'infconv' has no attribute '{name}'")
-        return getattr(importlib.import_module("infconv.errors" if name.endswith("Error") else "infconv.api"), name)
+        home = "errors" if name.endswith("Error") else "graphs" if name in _OF_GRAPHS else "api"
+        return getattr(importlib.import_module(f"infconv.{home}"), name)
 
     def __setattr__(self, name: str, value: object) -> None:
         if not (name in __all__ and isinstance(value, ModuleType)):

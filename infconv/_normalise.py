@@ -61,7 +61,8 @@ def _nodes(nodes: Iterator[onnx.NodeProto] | object) -> Iterator[onnx.NodeProto]
     while todo:
         for node in todo.pop():  # pyright: ignore[reportGeneralTypeIssues]  (a repeated field)
             yield node
-            todo += [graph.node for graph in _subgraphs(node)]
+            if node.attribute:
+                todo += [graph.node for graph in _subgraphs(node)]
 
 
 def _subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
@@ -86,9 +87,13 @@ def inner_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    yield graph
-    for node in _nodes(graph.node):
-        yield from _subgraphs(node)
+    """Yield `graph` and the graphs in its nodes, at every depth."""
+    todo = [graph]
+    for current in todo:  # grows while it is walked
+        yield current
+        for node in current.node:
+            if node.attribute:
+                todo += _subgraphs(node)
 
 
 def _densify_initializers(graph: onnx.GraphProto) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from infconv import garbage
 from infconv.commands import bench, bisect, cache, compare, convert, diff, env, listing, manifest, run, start
 from infconv.commands._base import guarded
 from infconv.errors import InfconvError, UsageError, did_you_mean
@@ -65,8 +66,9 @@ app.add_typer(cache.app)
 def main() -> None:
     """Run the command line. Wrong usage is told as every other failure is, with --json as a document."""
     words = io.StringIO()
+    garbage.none_at_exit()
     try:
-        with contextlib.redirect_stderr(words):
+        with contextlib.redirect_stderr(words), garbage.rare_collections():
             app()
     except SystemExit as end:
         text = words.getvalue()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import gc
 import mmap
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
@@ -15,11 +13,13 @@ import infconv._onnx_ir  # pyright: ignore[reportUnusedImport]  (must come befor
 from infconv import _protobuf
 from infconv._normalise import inner_tensors, normalise, restore_types
 from infconv.errors import ResourceError, SourceError
+from infconv.garbage import rare_collections
 
 if TYPE_CHECKING:
     import numpy as np
     import onnx
     import onnx_ir as ir
+    from onnx_ir import serde
 
 MAP_THRESHOLD = 1024
 """Tensors of at least this many bytes stay in the file until they are needed."""
@@ -28,6 +28,8 @@ _PIECE = 16 << 20
 EMBED_LIMIT = 1_500_000_000
 """Weights beyond this many bytes go to `<name>.onnx.data`: protobuf itself stops at 2 GiB."""
 _TYPES_ASIDE = "infconv.types_aside"
+_GRAPH, _GRAPH_TYPES = 5, frozenset({5, 10})
+"""onnx_ir.AttributeType.GRAPH, and that with GRAPHS: numbers, so that onnx_ir is imported only when it is needed."""
 ALIGNMENT = 64
 """Where a tensor may start in an external file; runtimes map it and want aligned words."""
 
@@ -77,18 +79,6 @@ def from_proto(proto: onnx.ModelProto) -> ir.Model:
     return model
 
 
-@contextlib.contextmanager
-def rare_collections() -> Generator[None, None, None]:
-    """Look for garbage less often than Python does: a graph is millions of objects, of which nearly all stay."""
-    young, middle, old = gc.get_threshold()
-    if young:
-        gc.set_threshold(max(young, 50_000), max(middle, 20), max(old, 20))
-    try:
-        yield
-    finally:
-        gc.set_threshold(young, middle, old)
-
-
 def read_proto(path: str | os.PathLike[str]) -> tuple[onnx.ModelProto, mmap.mmap]:
     """Return the ModelProto at `path` without its large tensors, and the mapped file that holds them."""
     import onnx
@@ -129,20 +119,36 @@ def _map_file(path: Path) -> mmap.mmap:
 
 
 def _map_tensors(model: ir.Model, path: Path, mapping: mmap.mmap) -> None:
-    """Replace every external tensor by a view of the mapped file that holds it."""
+    """Replace every external tensor by a view of the mapped file that holds it, and small ones by arrays."""
     import onnx_ir as ir
+    from onnx_ir import serde
 
     files: dict[str, mmap.mmap] = {_protobuf.MAPPED: mapping}
     for graph in all_graphs(model):
         for value in graph.initializers.values():
             if isinstance(value.const_value, ir.ExternalTensor):
                 value.const_value = _mapped(value.const_value, path, files)
+            elif isinstance(value.const_value, serde.TensorProtoTensor):
+                value.const_value = _read(value.const_value)
         for node in graph:
             for attribute in list(node.attributes.values()):
                 if not attribute.is_ref() and attribute.type == ir.AttributeType.TENSOR:
                     tensor = attribute.as_tensor()
                     if isinstance(tensor, ir.ExternalTensor):
                         node.attributes[attribute.name] = ir.AttrTensor(attribute.name, _mapped(tensor, path, files))
+
+
+def _read(tensor: serde.TensorProtoTensor) -> ir.TensorProtocol:
+    """Return `tensor` as an array: a protobuf message works out its shape and type anew whenever it is asked."""
+    import onnx_ir as ir
+
+    proto = tensor.raw
+    if proto.doc_string or proto.metadata_props or tensor.dtype == ir.DataType.STRING or tensor.dtype.bitwidth < 8:
+        return tensor
+    try:
+        return ir.Tensor(tensor.numpy(), tensor.dtype, name=proto.name)
+    except (TypeError, ValueError):  # it does not have as many elements as it says; the checker says so
+        return tensor
 
 
 def all_graphs(model: ir.Model) -> Iterator[ir.Graph]:
@@ -156,20 +162,19 @@ def with_subgraphs(graph: ir.Graph) -> list[ir.Graph]:
     found = [graph]
     for current in found:  # the list grows while it is walked
         for node in current:
-            if node.attributes.data:
-                found += subgraphs(node)
+            for attribute in node.attributes.data.values():  # most nodes have none, or none that is a graph
+                if attribute.type in _GRAPH_TYPES:
+                    found += subgraphs(node)
+                    break
     return found
 
 
 def subgraphs(node: ir.Node) -> list[ir.Graph]:
     """Return the graphs in the attributes of `node` itself, e.g. the branches of an If."""
-    import onnx_ir as ir
-
-    graph, graphs = ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS
     found: list[ir.Graph] = []
     for attribute in node.attributes.data.values():  # .data: a UserDict's own iteration is several times slower
-        if attribute.type in (graph, graphs) and not attribute.is_ref():
-            found += [attribute.as_graph()] if attribute.type == graph else attribute.as_graphs()
+        if attribute.type in _GRAPH_TYPES and not attribute.is_ref():
+            found += [attribute.as_graph()] if attribute.type == _GRAPH else attribute.as_graphs()
     return found
 
 

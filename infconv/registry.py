@@ -7,10 +7,12 @@ import pkgutil
 import sys
 from collections.abc import Iterator, Sequence
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from infconv.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 _KINDS = {
     "pass": (("infconv.passes", ""), ("infconv.quantize", "")),
@@ -43,12 +45,19 @@ def _modules(kind: str) -> dict[str, str]:
 
 @cache
 def _plugins(kind: str) -> dict[str, EntryPoint]:
+    from importlib.metadata import entry_points
+
     return {entry.name: entry for entry in entry_points(group=_GROUPS[kind])}
 
 
 def names(kind: str) -> list[str]:
     """Return every name of `kind` ("pass", "frontend", "exporter"), sorted."""
     return sorted({*_modules(kind), *_plugins(kind)})
+
+
+def has(kind: str, name: str) -> bool:
+    """Return whether `name` is registered; plugins are looked for only when nothing that ships has the name."""
+    return name in _modules(kind) or name in _plugins(kind)
 
 
 @cache

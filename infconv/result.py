@@ -9,22 +9,7 @@ from typing import Any, Literal
 from infconv.compare import OutputError
 from infconv.errors import InfconvError
 from infconv.plain import plain
-
-Status = Literal["applied", "unchanged", "dropped"]
-
-
-@dataclasses.dataclass
-class StepResult:
-    """What one step did; a step inside `repeat` has the sum over its rounds."""
-
-    name: str
-    status: Status = "unchanged"
-    changes: int = 0
-    seconds: float = 0.0
-    reason: str = ""
-    """Why it was dropped."""
-    nodes: int = 0
-    """Nodes in the model afterwards."""
+from infconv.step_result import StepResult
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,17 +9,17 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from infconv.errors import InfconvError, ResourceError
-from infconv.model import all_graphs, rare_collections
+from infconv.garbage import rare_collections
+from infconv.model import all_graphs
 from infconv.observe import Observers
-from infconv.result import StepResult
+from infconv.step_result import StepResult
 from infconv.steps import Repeat, flatten
-from infconv.transfer import run_checked, run_isolated
-from infconv.verify import Fault, fault_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from infconv.passes import Context, Pass
+    from infconv.verify import Fault
 
 
 class Guard(Protocol):
@@ -160,8 +160,9 @@ class _Run:
         elif changes:
             result.status = "applied"
             self._unchanging.clear()
-            if self._guard or not step.keeps_facts:
+            if self._guard or not (step.keeps_facts or step.rewires):
                 self._remembered.shapes = None
+            self._remembered.rewired |= step.rewires
             self._operators = _count_operators(model)
         else:
             self._unchanging.add(_key(step))
@@ -178,6 +179,8 @@ class _Run:
         return context.why is None and not step.may_apply(self._operators)
 
     def _run_plainly(self, step: Pass, model: ir.Model, context: Context) -> tuple[ir.Model, int, str]:
+        from infconv.transfer import run_checked
+
         try:
             return model, run_checked(step, model, context), ""
         except InfconvError:
@@ -191,6 +194,9 @@ class _Run:
 
     def _run_guarded(self, step: Pass, model: ir.Model, context: Context) -> tuple[ir.Model, int, str]:
         """Run in a child and judge; return the model as it was, with the reason, when the result is not acceptable."""
+        from infconv.transfer import run_isolated
+        from infconv.verify import fault_of
+
         assert self._guard is not None
         try:
             changed, changes = run_isolated(

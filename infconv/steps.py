@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
-
-import yaml
-from pydantic import ValidationError
 
 from infconv import registry
 from infconv.errors import UnsupportedError, UsageError, did_you_mean
-from infconv.explain import explain
-from infconv.spec import StepItem
+from infconv.options import Item
 
 if TYPE_CHECKING:
     from infconv.convert._exporter import Exporter
@@ -30,62 +26,91 @@ class Repeat:
 
 
 Step = "Pass | Repeat"
-_LOADER: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""The loader in C takes a tenth of the time, but not every build of PyYAML has it."""
+
+
+class _Shipped(Mapping[str, list[Item]]):
+    """Step lists by name; a file is read when its steps are asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._files = {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+        self._read: dict[str, list[Item]] = {}
+
+    def __getitem__(self, name: str) -> list[Item]:
+        if name not in self._read:
+            self._read[name] = _load_yaml(self._files[name])["steps"]
+        return self._read[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._files
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+def _load_yaml(path: Path) -> Any:
+    import yaml
+
+    # The loader in C takes a tenth of the time, but not every build of PyYAML has it.
+    loader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return yaml.load(path.read_text(encoding="utf-8"), loader)
 
 
 @cache
-def shipped() -> dict[str, list[StepItem]]:
+def shipped() -> Mapping[str, list[Item]]:
     """Return the step lists in `infconv/configs/`, by name."""
-    found: dict[str, list[StepItem]] = {}
-    for file in resources.files("infconv.configs").iterdir():
-        if file.name.endswith(".yaml"):
-            data = yaml.load(file.read_text(encoding="utf-8"), _LOADER)
-            found[file.name.removesuffix(".yaml")] = data["steps"]
-    return found
+    return _Shipped(Path(__file__).with_name("configs"))
 
 
-def resolve(items: Sequence[StepItem]) -> tuple[Pass | Repeat, ...]:
+def resolve(items: Sequence[Item]) -> tuple[Pass | Repeat, ...]:
     """Return the steps that `items` stand for, shipped pipelines expanded. Raises UsageError with a suggestion."""
     return tuple(step for item in items for step in _resolve_item(item))
 
 
-def _resolve_item(item: StepItem) -> Iterator[Pass | Repeat]:
+def _resolve_item(item: Item) -> Iterator[Pass | Repeat]:
     name, options = _name_and_options(item)
     if name == "repeat":
         if not isinstance(options, list):
             raise UsageError("'repeat' takes a list of steps.", "Example: repeat: [fold-constants, remove-unused]")
-        yield Repeat(resolve(cast("list[StepItem]", options)))
+        yield Repeat(resolve(cast("list[Item]", options)))
     elif name in shipped():
-        if options:
+        if options is not None and options != {}:
             raise UsageError(f"The shipped pipeline '{name}' takes no options.")
         yield from resolve(shipped()[name])
     else:
         yield make_pass(name, options)
 
 
-def _name_and_options(item: StepItem) -> tuple[str, Any]:
+def _name_and_options(item: Any) -> tuple[str, Any]:
     if isinstance(item, str):
         return item, {}
-    if len(item) != 1:
+    if not isinstance(item, dict) or len(cast("dict[str, Any]", item)) != 1:
         raise UsageError(f"A step is a name or `name: {{options}}`, not {item}.")
-    return next(iter(item.items()))
+    return next(iter(cast("dict[str, Any]", item).items()))
 
 
 def make_pass(name: str, options: Any) -> Pass:
     """Return the pass `name` with `options`. Raises UsageError for an unknown name, option or value."""
-    if name not in registry.names("pass") and ":" not in name:
+    if not registry.has("pass", name) and ":" not in name:
         known = [*registry.names("pass"), *shipped(), "repeat"]
         raise UsageError(f"Unknown pass '{name}'.", did_you_mean(name, known))
     kind = registry.get("pass", name)
+    from pydantic import ValidationError
+
     try:
-        return kind.model_validate(options or {})
+        return kind.by_default() if options is None or options == {} else kind.model_validate(options)
     except ValidationError as error:
+        from infconv.explain import explain
+
         raise UsageError(f"Step '{name}': {explain(error, kind, options)}") from None
 
 
-def parse_step(text: str) -> StepItem:
+def parse_step(text: str) -> Item:
     """Parse the value of `-p`: one YAML item. Raises UsageError."""
+    import yaml
+
     try:
         item = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -93,7 +118,7 @@ def parse_step(text: str) -> StepItem:
             f"-p '{text}' is not one YAML item.", "Example: -p 'fold-constants: {max_bytes: 1024}'"
         ) from error
     if isinstance(item, str) or (isinstance(item, dict) and len(cast("dict[Any, Any]", item)) == 1):
-        return cast(StepItem, item)
+        return cast(Item, item)
     raise UsageError(f"-p '{text}' is not a step.", "Example: -p 'fold-constants: {max_bytes: 1024}'")
 
 
@@ -139,9 +164,9 @@ def check_legal(steps: Sequence[Pass | Repeat], exporter: Exporter) -> None:
             )
 
 
-def as_items(steps: Sequence[Pass | Repeat]) -> list[StepItem]:
+def as_items(steps: Sequence[Pass | Repeat]) -> list[Item]:
     """Return the items that `resolve` turns into `steps` again."""
-    items: list[StepItem] = []
+    items: list[Item] = []
     for step in steps:
         if isinstance(step, Repeat):
             items.append({"repeat": as_items(step.steps)})

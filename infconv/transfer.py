@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import mmap
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from infconv import isolate
 from infconv.errors import InfconvError
 from infconv.model import from_proto, skeleton, tensor_bytes, view
 
@@ -26,8 +24,12 @@ def run_isolated(
 
     Raises what the step raises, or Crashed, TimedOut, OutOfMemory. The context's notes and documents are brought back.
     """
+    import tempfile
+
     import onnx
     import onnx_ir as ir
+
+    from infconv import isolate
 
     kept = [*_weights(model)]
     with tempfile.NamedTemporaryFile(prefix="infconv-") as stream:

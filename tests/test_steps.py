@@ -37,6 +37,11 @@ def test_options_are_validated() -> None:
         resolve([{"fold-constants": {"max_bytes": -1}}])
 
 
+def test_an_option_without_a_default_has_to_be_given() -> None:
+    with pytest.raises(UsageError, match="'script' is missing"):
+        resolve(["graphsurgeon"])
+
+
 def test_an_unknown_step_has_a_suggestion() -> None:
     with pytest.raises(UsageError, match="Unknown pass 'fold-constant'.*\n.*'fold-constants'"):
         resolve(["fold-constant"])

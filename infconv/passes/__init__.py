@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 import infconv._onnx_ir  # pyright: ignore[reportUnusedImport]  (before the first import of onnx_ir)
-from infconv.passes._base import Allowance, Context, Pass, Remembered, RewritePass
+from infconv.passes._base import Allowance, Context, Pass, Quality, Remembered, RewritePass, Workers
 
-__all__ = ["Allowance", "Context", "Pass", "Remembered", "RewritePass"]
+__all__ = ["Allowance", "Context", "Pass", "Quality", "Remembered", "RewritePass", "Workers"]

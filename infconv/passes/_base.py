@@ -10,7 +10,8 @@ import re
 import textwrap
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from infconv.passes._rewrite import Refusal, Rule
     from infconv.passes._symbolic import Symbolic
     from infconv.quantize._calibration import Calibration
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass
@@ -45,6 +48,40 @@ class Allowance:
         return True
 
 
+class Workers(Protocol):
+    """Processes, here or elsewhere, that take on parts of a step."""
+
+    count: int
+    """How many there are."""
+    forked: bool
+    """Whether they are forked from the process that uses them, which then may be forked itself."""
+
+    def spread(self, work: Callable[[Path, int], T], parts: int, folder: Path) -> list[T]:
+        """Return `[work(folder, 0), …, work(folder, parts - 1)]`, each called in a process of its own.
+
+        `work` and what it returns can be pickled; it reads files in `folder`, of which it may be given a copy. Raises
+        the first InfconvError that one raises.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Quality:
+    """The user's own measure and its budget, for steps that choose between variants of a model."""
+
+    name: str
+    measure: Callable[[Callable[[Mapping[str, Any]], dict[str, Any]]], float]
+    """Takes a model, which takes inputs and returns outputs by name. Raises UsageError when it fails."""
+    before: float
+    """Of the source."""
+    max_drop: float
+    lower_is_better: bool = False
+
+    def drop(self, after: float) -> float:
+        """Return by how much a metric is worse than the source's; negative: better."""
+        return after - self.before if self.lower_is_better else self.before - after
+
+
 @dataclasses.dataclass
 class Context:
     """What a pass may know about the run that it is part of."""
@@ -61,6 +98,8 @@ class Context:
     """Sentences for the user: what a pass kept, gave up or found odd."""
     tolerance: Tolerance | None = None
     """By how much the artifact's outputs may differ; None: the precision's own."""
+    quality: Quality | None = None
+    """The user's measure and its budget, when there is one."""
     progress: Callable[[str], None] | None = None
     """Tells the user what a long step is doing."""
     documents: dict[str, str] = dataclasses.field(default_factory=dict[str, str])
@@ -69,6 +108,8 @@ class Context:
     """When given, what rewrites may be made and which were; None: all may."""
     again: bool = False
     """A pass that changes something is run again: it need not make sure itself that nothing is left to do."""
+    workers: Workers | None = None
+    """Who takes on parts of a long step; None: nobody."""
     remembered: Remembered | None = None
     """What passes found out about the model as it is; None: nobody takes care that it is forgotten in time."""
 
@@ -78,19 +119,33 @@ class Remembered:
     """What holds until the model changes."""
 
     shapes: Symbolic | None = None
+    rewired: bool = False
+    """Steps that only rewire have changed the model since the shapes were worked out."""
 
 
 class Pass(BaseModel):
     """A step on the graph: frozen, its fields are its options, the string under a field is that option's help."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Validators are built when options are given: building those of all passes takes longer than most models do.
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     needs_shapes: ClassVar[bool] = False
     """Works better (or only) after `infer-shapes`."""
+    uses_quality: ClassVar[bool] = False
+    """Chooses by the user's own measure, where there is one: what comes out then depends on the user's code."""
     keeps_facts: ClassVar[bool] = False
     """Changes nothing but what the model says of its values."""
+    rewires: ClassVar[bool] = False
+    """Adds and removes nodes, and lets others use other values; attributes and constants that stay are as they were."""
     emits: ClassVar[frozenset[str]] = frozenset()
     """Operator domains beyond the standard one that this pass may add, e.g. {"com.microsoft"}."""
+
+    @classmethod
+    def by_default(cls) -> Self:
+        """Return the pass with all its defaults. Raises pydantic's ValidationError when an option has none."""
+        if any(field.is_required() for field in cls.model_fields.values()):
+            return cls.model_validate({})
+        return cls.model_construct()
 
     @classmethod
     def step_name(cls) -> str:
@@ -98,7 +153,7 @@ class Pass(BaseModel):
         from infconv import registry
 
         name = cls._kebab_name()
-        return name if name in registry.names("pass") else f"{cls.__module__}:{cls.__qualname__}"
+        return name if registry.has("pass", name) else f"{cls.__module__}:{cls.__qualname__}"
 
     @classmethod
     def _kebab_name(cls) -> str:
@@ -144,6 +199,7 @@ class Pass(BaseModel):
 class RewritePass(Pass):
     """A pass that is a table of rules."""
 
+    rewires: ClassVar[bool] = True
     rules: ClassVar[Sequence[Rule]] = ()
 
     def may_apply(self, operators: Collection[tuple[str, str]]) -> bool:

@@ -38,13 +38,15 @@ Monomial: TypeAlias = tuple[Atom, ...]
 class Expr:
     """An immutable polynomial; never a plain number (those are `int`)."""
 
-    __slots__ = ("_hash", "known", "terms")
+    __slots__ = ("_hash", "_text", "known", "terms")
 
     def __init__(self, terms: tuple[tuple[Monomial, int], ...]) -> None:
         self.terms = terms
         self.known = all(atom.known for monomial, _ in terms for atom in monomial)
         """Whether it follows from the sizes of the model's inputs."""
         self._hash = hash(terms)
+        self._text = ""
+        """What it is written as, once somebody asked."""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Expr) and self._hash == other._hash and self.terms == other.terms
@@ -79,6 +81,11 @@ class Expr:
 
     def __str__(self) -> str:
         """Return e.g. `2*batch*seq + 1`: the highest degree first, then alphabetical, the constant last."""
+        if not self._text:
+            self._text = self._written()
+        return self._text
+
+    def _written(self) -> str:
         ordered = sorted(self.terms, key=lambda term: (-len(term[0]), term[0]))
         text = ""
         for monomial, factor in ordered:
@@ -146,6 +153,8 @@ def is_positive(dim: Dim) -> bool:
 
 def equal(a: Dim, b: Dim) -> bool | None:
     """Return whether a == b for every (True) or no (False) size; None when it depends or is not known."""
+    if a == b:
+        return True
     difference = a - b
     if isinstance(difference, int):
         return difference == 0
@@ -170,6 +179,8 @@ def floor_div(a: Dim, b: Dim) -> Dim:
     """Return floor(a / b); b is nonzero whenever the model runs at all."""
     if b == 0:
         return unknown(natural=False)
+    if b == 1:
+        return a
     if isinstance(b, Expr):
         exact = _exact_quotient(a, b)
         return _opaque_quotient(a, b) if exact is None else exact

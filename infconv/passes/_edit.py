@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
 import onnx_ir as ir
 
 from infconv.passes import _values
@@ -43,6 +44,25 @@ def replace_by_constant(value: ir.Value, tensor: ir.TensorProtocol, *, as_node: 
     if value.is_graph_output():  # what is declared of it is the interface
         new.type, new.shape = value.type or new.type, value.shape or new.shape
     value.replace_all_uses_with(new, replace_graph_outputs=True)
+
+
+def contradicts_output(value: ir.Value, content: Sequence[int] | np.ndarray) -> bool:
+    """Whether the numbers `content` as the target of a Reshape would show that a graph's output is declared wrongly.
+
+    Nobody sees that while the target is computed; afterwards the model would not be valid any more.
+    """
+    return any(
+        user.op_type == "Reshape" and index == 1 and _is_declared_otherwise(user.outputs[0], content)
+        for user, index in value.uses()
+    )
+
+
+def _is_declared_otherwise(output: ir.Value, target: Sequence[int] | np.ndarray) -> bool:
+    if not output.is_graph_output() or output.shape is None:
+        return False
+    declared = output.shape.dims
+    pairs = zip(declared, target, strict=False)
+    return len(declared) != len(target) or any(isinstance(a, int) and b > 0 and a != b for a, b in pairs)
 
 
 def remove_unused(nodes: Iterable[ir.Node]) -> int:

@@ -65,8 +65,8 @@ def _transpose(node: ir.Node, _: int) -> str | None:
     if dims is None:
         return f"perm is {list(perm)}"
     moved = [axis for axis in perm if dims[axis] != 1]
-    same = same_sizes(dims, tuple(dims[axis] for axis in perm))
-    return None if moved == sorted(moved) and same else f"perm is {list(perm)} for the shape {list(dims)}"
+    keeps = moved == sorted(moved) and same_sizes(dims, tuple(dims[axis] for axis in perm))
+    return None if keeps else f"perm is {list(perm)} for the shape {list(dims)}"
 
 
 def _expand(node: ir.Node, _: int) -> str | None:

@@ -31,7 +31,7 @@ commutative operators match in either order. An operator stands for one whose fu
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -392,7 +392,7 @@ def compile_pattern(match: Function) -> CompiledPattern:
         roots=roots,
         variables=variables,
         root_calls=root_calls,
-        depth=_depth(roots[0]),
+        depth=_depth(roots[0], inside),
         size=len(inside) + len(calls),
         shared=tuple(p for p in inside if isinstance(p, Shared)),
         literals=tuple(p for p in inside if isinstance(p, Literal)),
@@ -416,15 +416,11 @@ def _parameters(function: Function) -> tuple[str, ...]:
 
 def children(pattern: Pattern) -> tuple[Pattern, ...]:
     """Return the patterns directly inside `pattern`."""
-    match pattern:
-        case Out():
-            return pattern.call.inputs
-        case Maybe() | Shared():
-            return (pattern.inner,)
-        case AnyOf():
-            return pattern.options
-        case _:
-            return ()
+    if isinstance(pattern, Out):
+        return pattern.call.inputs
+    if isinstance(pattern, Maybe | Shared):
+        return (pattern.inner,)
+    return pattern.options if isinstance(pattern, AnyOf) else ()
 
 
 def may_match(pattern: Pattern, operators: Collection[OpKey]) -> bool:
@@ -455,17 +451,28 @@ def first_input(pattern: Pattern) -> Pattern | None:
             return None
 
 
-def _inside(root: Pattern) -> list[Pattern]:
-    """Return every pattern below `root`, each once, and `root` itself."""
-    found = [root]
-    for pattern in found:  # grows while it is walked
-        found.extend(child for child in dict.fromkeys(children(pattern)) if child not in found)
+def _inside(root: Pattern) -> dict[Pattern, tuple[Pattern, ...]]:
+    """Return every pattern below `root`, and `root` itself, with the patterns directly inside it."""
+    found: dict[Pattern, tuple[Pattern, ...]] = {}
+    waiting = [root]
+    for pattern in waiting:  # grows while it is walked
+        if pattern not in found:
+            found[pattern] = children(pattern)
+            waiting.extend(found[pattern])
     return found
 
 
-def _depth(pattern: Pattern) -> int:
-    below = max((_depth(child) for child in children(pattern)), default=0)
-    return below + isinstance(pattern, Out)
+def _depth(root: Pattern, inside: Mapping[Pattern, tuple[Pattern, ...]]) -> int:
+    """Return the longest chain of calls below `root`; each pattern is looked at once, however often it occurs."""
+    known: dict[Pattern, int] = {}
+
+    def depth(pattern: Pattern) -> int:
+        if pattern not in known:
+            below = max(map(depth, inside[pattern]), default=0)
+            known[pattern] = below + isinstance(pattern, Out)
+        return known[pattern]
+
+    return depth(root)
 
 
 def _root_calls(root: Pattern) -> Iterator[Call]:

@@ -17,8 +17,9 @@ import onnx_ir as ir
 
 from infconv.errors import InfconvError
 from infconv.passes._build import Builder, Names, all_nodes, replacement, subgraphs
-from infconv.passes._match import Match, Refusal, Scope, find, heads, label, opset_refusal, plausible
+from infconv.passes._match import Match, Refusal, Scope, heads, label, opset_refusal, plausible
 from infconv.passes._pattern import OpKey, Refuse, Rule
+from infconv.passes._search import find
 from infconv.passes._values import (
     all_of,
     constant,
@@ -185,10 +186,11 @@ class _Rewriter:
 
     def visit(self, node: ir.Node) -> int:
         """Apply the first rule that matches at `node`; return the number of rewrites, 0 or 1."""
-        if node in self.dead or not any(is_used(output) for output in node.outputs):
-            return 0
         explain = self.scope.explain
-        for rule in self.rules.of(node) if explain else self.rules.plausible(node):
+        rules = self.rules.of(node) if explain else self.rules.plausible(node)
+        if not rules or node in self.dead or not any(is_used(output) for output in node.outputs):
+            return 0
+        for rule in rules:
             found = find(rule, node, self.scope)
             if isinstance(found, Match):
                 reason = self.apply(rule, found)
@@ -310,6 +312,7 @@ class _RuleIndex:
         self._by_operator = {
             key: [r for r in rules if any(not c.ops or key in c.ops for c in r.pattern.root_calls)] for key in keys
         }
+        self._types = {op_type for _, op_type in keys}
         self.reach = max((rule.pattern.depth for rule in rules), default=0)
         """The length of the longest pattern, in operators."""
 
@@ -318,6 +321,8 @@ class _RuleIndex:
 
     def of(self, node: ir.Node) -> Sequence[Rule]:
         """Return the rules whose root `node` may be."""
+        if node.op_type not in self._types:  # most nodes
+            return self._anywhere
         return self._by_operator.get((node.domain, node.op_type), self._anywhere)
 
     def plausible(self, node: ir.Node) -> Sequence[Rule]:

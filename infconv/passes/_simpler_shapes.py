@@ -13,7 +13,7 @@ from infconv.passes._build import Builder
 from infconv.passes._dims import Dims, equal
 from infconv.passes._elementwise import BROADCASTING, SAME_SHAPE, is_needless
 from infconv.passes._match import Match
-from infconv.passes._moves import axes_of, from_front, integer, sizes
+from infconv.passes._moves import attribute, axes_of, from_front, integer, sizes
 from infconv.passes._pattern import Refuse
 from infconv.passes._rewrite import Rule
 
@@ -69,6 +69,29 @@ def _as_reshape(op: Builder, x: ir.Value, indices: ir.Value) -> ir.Value:
     if not np.array_equal(positions, np.arange(positions.size)):
         raise Refuse("it changes the order")
     return op.Reshape(x, np.array(found.shape[:-1], np.int64))
+
+
+def _overwritten(op: Builder, match: Match, node: ir.Node) -> ir.Value:
+    """ScatterND that replaces everything gives the updates: as many rows as there are, in order."""
+    data, updates, indices = match.value("data"), match.value("updates"), node.inputs[1]
+    if attribute(node, "reduction", "none") != "none" or not _values.same_shape(data, updates):
+        raise Refuse("not all of it is replaced")
+    if _values.rank(indices) != 2 or _values.static_dim(indices, -1) != 1:
+        raise Refuse("the indices are not those of whole rows")
+    found = _values.constant(indices)
+    # A Range from 0 by 1 has as many elements as there are updates.
+    if found is not None and not np.array_equal(found.reshape(-1), np.arange(found.size)):
+        raise Refuse("it changes the order")
+    return updates
+
+
+def _without_empty(op: Builder, parts: tuple[ir.Value, ...], node: ir.Node) -> ir.Value:
+    """Concat of fewer parts: an empty one adds nothing."""
+    axis = integer(node, "axis", 1)
+    kept = [value for value in parts if _values.static_dim(value, axis) != 0]
+    if len(kept) == len(parts) or not kept:
+        raise Refuse("no part of several is known to be empty")
+    return op.Concat(*kept, axis=axis)
 
 
 def _expanded_by_numbers(op: Builder, match: Match, x: ir.Value, target: ir.Value) -> ir.Value:
@@ -139,6 +162,26 @@ RULES: Sequence[Rule] = (
         ),
         build=_squeeze,
         name="reduction of single elements",
+    ),
+    Rule(
+        match=lambda op, parts, node: op.Concat(op.rest(parts), _attrs=..., _node=node),
+        build=_without_empty,
+        name="Concat with nothing",
+    ),
+    Rule(
+        match=lambda op, data, limit, axes, indices, updates, node: op.ScatterND(
+            data,
+            op.any_of(
+                op.shared(op.any("Unsqueeze", "Reshape")(op.shared(op.Range(0, limit, 1)), op.rest(axes), _attrs=...)),
+                op.const(indices),
+            ),
+            updates,
+            _attrs=...,
+            _node=node,
+        ),
+        build=_overwritten,
+        since_opset=11,
+        name="ScatterND of everything",
     ),
     Rule(
         match=lambda op, x, indices: op.GatherND(x, op.const(indices)),

@@ -8,6 +8,7 @@ nothing, the declared shape is believed.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -38,6 +39,9 @@ def symbolic_facts(model: ir.Model, context: Context) -> Symbolic:
     kept = context.remembered or Remembered()
     if kept.shapes is None:
         kept.shapes = Symbolic(model.graph, standard_opset(model.opset_imports) or 0).run()
+    elif kept.rewired:
+        kept.shapes.refresh()
+    kept.rewired = False
     return kept.shapes
 
 
@@ -54,6 +58,8 @@ class Symbolic:
         self._names: set[str] = set()
         self._input_names: set[str] = set()
         self._parsed: dict[str, Expr | None] = {}
+        self._visited: dict[ir.Node, Sequence[ir.Value | None]] = {}
+        """The nodes of `graph` that hold no graphs, with the inputs that they had when they were visited."""
 
     def run(self) -> Symbolic:
         """Visit the graph and return self."""
@@ -61,8 +67,36 @@ class Symbolic:
         self._input_names.update(self._names)
         for value in self._graph.inputs:
             self._declare(value, known=True)
-        self._visit_nodes(self._graph)
+        for node in in_order(self._graph):
+            self._visited[node] = node.inputs
+            self.visit(node)
         return self
+
+    def refresh(self) -> None:
+        """Do as `run` would once more, now that nodes came, went or have other inputs, and nothing else changed.
+
+        Visited are new nodes, those with other inputs, those that hold graphs, and what depends on what was news.
+        """
+        self._forget_removed()
+        self._enter(self._graph)
+        before, self._visited = self._visited, {}
+        news: set[ir.Value] = set()
+        for node in in_order(self._graph):
+            inputs = self._visited[node] = node.inputs
+            if before.get(node) == inputs and news.isdisjoint(inputs) and not has_graphs(node):
+                continue
+            known = [self._known(output) for output in node.outputs]
+            self.visit(node)
+            news.update(v for v, old in zip(node.outputs, known, strict=True) if not _same(old, self._known(v)))
+
+    def _known(self, value: ir.Value) -> _Known:
+        return self.facts.dims.get(value), self.facts.contents.get(value), self.facts.dtypes.get(value)
+
+    def _forget_removed(self) -> None:
+        """Let go of constants that are in no graph any more: they are what takes memory."""
+        for value in [v for v in self.facts.dims if v.producer() is None and v.graph is None]:
+            del self.facts.dims[value]
+            self.facts.contents.pop(value, None)
 
     def dims(self, value: ir.Value) -> Dims | None:
         """Return the dimensions of `value`, None when not even its rank is known."""
@@ -320,6 +354,20 @@ class Symbolic:
         dtype = self.facts.dtype(source)
         if dtype is not None and target.type is None:
             self.facts.dtypes[target] = dtype
+
+
+def has_graphs(node: ir.Node) -> bool:
+    """Return whether `node` has a body, of which its outputs depend too."""
+    return bool(node.attributes.data) and bool(subgraphs(node))
+
+
+_Known: TypeAlias = "tuple[Dims | None, Content | None, ir.DataType | None]"
+
+
+def _same(a: _Known, b: _Known) -> bool:
+    if a[0] != b[0] or a[2] != b[2]:
+        return False
+    return a[1] is b[1] or (a[1] is not None and b[1] is not None and np.array_equal(a[1], b[1]))
 
 
 def _declared(value: ir.Value) -> tuple[int | str | None, ...] | None:

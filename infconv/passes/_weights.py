@@ -75,7 +75,9 @@ class Linear:
 
     def scaled(self, outputs: Numbers = 1.0, inputs: Numbers = 1.0) -> np.ndarray:
         """Return the weight, shaped as the node has it, for scaled inputs and outputs. Raises Refuse."""
-        factor = self._spread(np.asarray(outputs) * self.alpha, self.out_axes) * self._spread(inputs, self.in_axes)
+        factor = self._spread(np.asarray(outputs) * self.alpha, self.out_axes)
+        if not _is_one(inputs):
+            factor = factor * self._spread(inputs, self.in_axes)
         return self.stored(multiplied(self.weight, factor))
 
     def stored(self, weight: np.ndarray) -> np.ndarray:
@@ -146,7 +148,7 @@ def rebuilt(
         if rank(x) != 2 or old.weight.ndim != 2:
             raise Refuse(f"MatMul has no bias, and '{x.name}' is not known to be a matrix, as Gemm wants")
         op_type = "Gemm"
-    if not (np.all(np.equal(outputs, 1)) and np.all(np.equal(inputs, 1))):
+    if not (_is_one(outputs) and _is_one(inputs)):
         if np.size(inputs) > 1 and old.transposes_input:
             raise Refuse("Gemm transposes what is scaled")
         check_unshared(weight)
@@ -155,8 +157,12 @@ def rebuilt(
     arguments = [x, weight]
     if bias is not None:
         size = old.outputs if op_type.startswith("Conv") else bias.size
-        arguments.append(op.const(rounded(np.broadcast_to(bias, size), old.weight.dtype)))
+        arguments.append(op.const(rounded(bias if bias.size == size else np.full(size, bias), old.weight.dtype)))
     return op.call(op_type, *arguments, _attrs=attributes, _like=old.node.outputs[0])
+
+
+def _is_one(numbers: Numbers) -> bool:
+    return bool((numbers == 1).all()) if isinstance(numbers, np.ndarray) else numbers == 1
 
 
 def check_unshared(weight: ir.Value) -> None:

@@ -149,6 +149,26 @@ def _split_rule(count: int) -> Rule:
     )
 
 
+def _padded(op: Builder, x: ir.Value, first: ir.Node, pad: ir.Node, second: ir.Node) -> ir.Value:
+    """Pad x as it is, not with further axes that are not padded; Paddle has no padding of images of its own."""
+    rank = _values.rank(x)
+    added, gone = axes_of(first), axes_of(second)
+    if rank is None or added is None or gone is None:
+        raise Refuse("the rank or the axes are not known")
+    added = from_front(added, rank + len(added))
+    amounts = integers(pad, 1, "pads") or []
+    if len(pad.inputs) > 3 or len(amounts) != 2 * (rank + len(added)):
+        raise Refuse("Pad does not tell the amounts of all axes")
+    half = len(amounts) // 2
+    if sorted(from_front(gone, half)) != sorted(added) or any(amounts[i] or amounts[i + half] for i in added):
+        raise Refuse("other axes are added than taken away, or they are padded")
+    kept = [i for i in range(2 * half) if i % half not in added]
+    pads = [amounts[i] for i in kept]
+    if op.opset < 11:
+        return op.Pad(x, _attrs=pad.attributes, pads=pads)
+    return op.Pad(x, np.array(pads, np.int64), *pad.inputs[2:], _attrs=pad.attributes)
+
+
 # --- repetition ----------------------------------------------------------------------------------------------------
 
 
@@ -179,8 +199,8 @@ class CancelOpposites(RewritePass):
     Transpose with Transpose, also with reshapes around it that only join axes for a while; any of Reshape, Flatten,
     Squeeze, Unsqueeze (and Transposes of axes of size 1) with any other; Split with Concat, Concat with Split, Concat
     in Concat, a Slice of one part of a Concat, Slices of one tensor joined again (a roll is one Gather); Slice of
-    Slice, Gather of Gather, a Slice or Gather of one position with a Squeeze or Unsqueeze; Expand of Expand, Tile of
-    Tile.
+    Slice, Gather of Gather, a Slice or Gather of one position with a Squeeze or Unsqueeze; Unsqueeze and Squeeze around
+    a Pad; Expand of Expand, Tile of Tile.
 
     Cast of Cast is the last Cast only if the first loses nothing, as from float16 to float: a Cast to a narrower type
     rounds. DequantizeLinear of QuantizeLinear rounds as well, and stays.
@@ -231,6 +251,17 @@ class CancelOpposites(RewritePass):
             ),
             build=part,
             name="Slice of Concat",
+        ),
+        Rule(
+            match=lambda op, x, p, q, r, first, pad, second: op.Squeeze(
+                op.Pad(op.Unsqueeze(x, op.rest(p), _attrs=..., _node=first), op.rest(q), _attrs=..., _node=pad),
+                op.rest(r),
+                _attrs=...,
+                _node=second,
+            ),
+            build=_padded,
+            since_opset=7,
+            name="Pad with further axes",
         ),
         Rule(match=_in_a_row(["Expand"], ["Expand"]), build=_expand, since_opset=8, name="Expand"),
         Rule(match=_in_a_row(["Tile"], ["Tile"]), build=_tile, since_opset=6, name="Tile"),

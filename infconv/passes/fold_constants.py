@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -14,7 +14,7 @@ from infconv.passes import _values
 from infconv.passes._base import Context, Pass
 from infconv.passes._branches import inline_if
 from infconv.passes._build import Names
-from infconv.passes._edit import needs_nodes, remove_unused, replace_by_constant
+from infconv.passes._edit import contradicts_output, needs_nodes, remove_unused, replace_by_constant
 from infconv.passes._evaluate import EvaluationError, evaluate
 from infconv.passes._graphs import standard_opset, subgraphs
 from infconv.passes._op import constant_tensor
@@ -44,6 +44,7 @@ class FoldConstants(Pass):
     the model's caller may replace, and what cannot be computed.
     """
 
+    rewires: ClassVar[bool] = True
     max_bytes: int = Field(16 << 20, ge=0)
     """Leave a node alone when its result would be larger than this, not counting the constants that it frees."""
 
@@ -195,6 +196,8 @@ class _Folding:
             nodes = self._without(nodes, {producer for value in too_large if (producer := value.producer())})
         for value, tensor in results.items():
             producer = value.producer()
+            if tensor.dtype == ir.DataType.INT64 and contradicts_output(value, tensor.numpy().reshape(-1)):
+                continue
             replace_by_constant(value, tensor, as_node=producer is not None and self._as_nodes[producer])
         return remove_unused(nodes) if results else 0
 

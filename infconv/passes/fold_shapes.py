@@ -9,7 +9,7 @@ from infconv.passes import _contents
 from infconv.passes._base import Context, Pass
 from infconv.passes._build import Names
 from infconv.passes._dims import Dim, Dims, equal, is_natural, is_positive, product
-from infconv.passes._edit import add_constant, needs_nodes, remove_unused, replace_by_constant
+from infconv.passes._edit import add_constant, contradicts_output, needs_nodes, remove_unused, replace_by_constant
 from infconv.passes._graphs import standard_opset, with_subgraphs
 from infconv.passes._match import Refusal
 from infconv.passes._op import Op, Unknown, constant_tensor
@@ -29,6 +29,7 @@ class FoldShapes(Pass):
     """
 
     needs_shapes = True
+    rewires = True
     nonempty: bool = False
     """Take for granted that no dynamic dimension is ever 0, which allows `-1` beside copied dimensions."""
 
@@ -73,7 +74,7 @@ class _Folding:
         seeds: list[ir.Node] = []
         for value, content in found:
             node = value.producer()
-            if node is None or not _is_wanted(value, computing):
+            if node is None or not _is_wanted(value, computing) or contradicts_output(value, content.reshape(-1)):
                 continue
             replace_by_constant(value, ir.Tensor(content), as_node=self._as_nodes)
             seeds.append(node)
@@ -98,6 +99,9 @@ class _Folding:
         target = reshape_target(_dims_or_none(op), elements, allow_zero=allow_zero, nonempty=self._nonempty)
         if target is None:
             self._refuse(node, f"[{', '.join(map(str, elements))}] cannot be written with one -1 and copies")
+            return 0
+        old = node.inputs[1]
+        if old is None or contradicts_output(old, target):
             return 0
         node.attributes.pop("allowzero", None)
         return self._set_operand(node, 1, target)

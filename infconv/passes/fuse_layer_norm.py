@@ -58,12 +58,17 @@ def _as_batch_norm(
 ) -> Pattern:
     """Return the pattern of x·r + (b - mean·r) with r = w / √(var + ε), as tf.nn.batch_normalization computes it."""
     s = Statistics(op, x, axes, axes_input, axes2, axes_input2, eps)
-    r = op.optional(op.Mul(s.inverse, op.const(w)))
-    negative = op.any_of(op.Mul(op.Neg(s.mean), r), op.Neg(op.Mul(s.mean, r)))
+    # simplify-algebra writes w · (1/s) as w / s, and without w the product with 1/s as a quotient.
+    r = op.any_of(op.Mul(s.inverse, op.const(w)), op.Div(op.const(w), s.deviation), s.inverse)
+
+    def times_r(value: Any) -> Pattern:
+        return op.any_of(op.Mul(value, r), op.Div(value, s.deviation))
+
+    negative = op.any_of(times_r(op.Neg(s.mean)), op.Neg(times_r(s.mean)))
     return op.any_of(
-        op.Add(op.Mul(x, r), op.any_of(op.Sub(op.const(b), op.Mul(s.mean, r)), op.Add(negative, op.const(b)))),
-        op.Sub(op.Mul(x, r), op.Mul(s.mean, r)),
-        op.Add(op.Mul(x, r), negative),
+        op.Add(times_r(x), op.any_of(op.Sub(op.const(b), times_r(s.mean)), op.Add(negative, op.const(b)))),
+        op.Sub(times_r(x), times_r(s.mean)),
+        op.Add(times_r(x), negative),
     )
 
 

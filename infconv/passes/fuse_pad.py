@@ -10,6 +10,7 @@ import onnx_ir as ir
 from infconv.passes._attributes import plain_attributes
 from infconv.passes._base import RewritePass
 from infconv.passes._build import Builder
+from infconv.passes._moves import permutation
 from infconv.passes._rewrite import Match, Refuse, Rule, constant, dims, dtype_of, scalar
 from infconv.passes._windows import Windows, windows
 
@@ -46,10 +47,13 @@ def _numbers(value: ir.Value | None) -> list[int]:
 
 
 def _fuse(op: Builder, x: ir.Value, pad: ir.Node, node: ir.Node, match: Match) -> Any:
-    if any(user.op_type not in _WINDOWED or user.domain for user in pad.outputs[0].consumers()):
+    perm = None if match["moved"] is None else permutation(match["moved"])
+    if any(user.op_type not in _WINDOWED or user.domain for user in pad.outputs[0].consumers()) and perm is None:
         raise Refuse("another operator uses what is padded")
     old = windows(node, _kernel(node))
     begin, end, value = _padding(pad, len(old.kernel) + 2, match.opset)
+    if perm is not None:
+        begin, end = [begin[axis] for axis in perm], [end[axis] for axis in perm]
     if any(begin[:2] + end[:2]):
         raise Refuse("Pad pads the batch or the channels")
     if min(begin + end) < 0:
@@ -67,7 +71,8 @@ def _fuse(op: Builder, x: ir.Value, pad: ir.Node, node: ir.Node, match: Match) -
             _check_max_pool(x, value)
     if node.op_type != "Conv":
         _check_pool(node, old, pads)
-    return op.call(node.op_type, x, *node.inputs[1:], _attrs=attributes, pads=pads, count_include_pad=count)
+    source = x if perm is None else op.Transpose(x, perm=perm)
+    return op.call(node.op_type, source, *node.inputs[1:], _attrs=attributes, pads=pads, count_include_pad=count)
 
 
 def _kernel(node: ir.Node) -> Sequence[int] | None:
@@ -132,7 +137,8 @@ class FusePad(RewritePass):
     Conv pads with zeros, so Pad must, too. AveragePool must count what Pad puts there (count_include_pad=1), which it
     cannot while it pads by itself without counting. MaxPool pads with the lowest number: a Pad with zeros before it
     only does the same after an operator whose results are never negative, such as Relu. Left alone: other modes than
-    constant, padding of batch or channels, cropping, auto_pad=SAME_*, pools with ceil_mode or dilations.
+    constant, padding of batch or channels, cropping, auto_pad=SAME_*, pools with ceil_mode or dilations. A Transpose
+    between the two, as for an image with channels last, comes before the Pad then.
 
     `y = Conv(Pad(x, [0, 0, 1, 1, 0, 0, 1, 1]), W)` becomes `y = Conv<pads=[1, 1, 1, 1]>(x, W)`.
     """
@@ -140,8 +146,14 @@ class FusePad(RewritePass):
     rules: ClassVar[Sequence[Rule]] = (
         Rule(
             name="pad-window",
-            match=lambda op, x, more, rest, pad, node: op.any(*_WINDOWED)(
-                op.shared(op.Pad(x, op.rest(more), _attrs=..., _node=pad)), op.rest(rest), _attrs=..., _node=node
+            match=lambda op, x, more, rest, moved, pad, node: op.any(*_WINDOWED)(
+                op.any_of(
+                    op.shared(op.Pad(x, op.rest(more), _attrs=..., _node=pad)),
+                    op.Transpose(op.Pad(x, op.rest(more), _attrs=..., _node=pad), _attrs=..., _node=moved),
+                ),
+                op.rest(rest),
+                _attrs=...,
+                _node=node,
             ),
             build=_fuse,
             since_opset=7,

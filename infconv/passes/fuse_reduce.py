@@ -19,6 +19,8 @@ _REDUCTIONS = (
     "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax",
     "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare",
 )  # fmt: skip
+_STATISTICS = frozenset({"Add", "Max", "Mul", "Neg", "Sqrt", "Sub"})
+"""What comes after the mean or the variance in a normalization."""
 
 
 def _make(name: str) -> Callable[[Builder, Match], ir.Value]:
@@ -62,12 +64,32 @@ def _other_keepdims(op: Builder, match: Match) -> ir.Value:
     return reduce(op, node.op_type, x, axes, keep)
 
 
+def _given_axes(op: Builder, match: Match) -> ir.Value:
+    """Make the reduction without an attribute that is about reductions without axes."""
+    axes = match.array("axes_input").reshape(-1).tolist()
+    if not axes:
+        raise Refuse("there are no axes: it does nothing")
+    node: ir.Node = match["node"]
+    return op.call(node.op_type, match["x"], match["axes_input"], keepdims=match["keep"])
+
+
+def _mean_of_features(op: Builder, match: Match) -> ir.Value:
+    """GlobalAveragePool of rank 3 is ReduceMean over the last axis."""
+    x, users = match.value("x"), match.outputs[0].consumers()
+    if _values.rank(x) != 3:
+        raise Refuse(f"'{x.name}' is not known to be of rank 3")
+    if match.outputs[0].is_graph_output() or any(user.op_type not in _STATISTICS for user in users):
+        raise Refuse("its users are not those of a normalization")
+    return reduce(op, "ReduceMean", x, [2], 1)
+
+
 class FuseReduce(RewritePass):
     """Merge reductions with what is around them.
 
     `Σ x²` is ReduceSumSquare and its root ReduceL2, `Σ |x|` is ReduceL1, `log Σ x` is ReduceLogSum and `log Σ exp(x)`
     ReduceLogSumExp. A Squeeze, Unsqueeze, Flatten or Reshape that only takes away or brings back the reduced axes
-    becomes the `keepdims` of the reduction.
+    becomes the `keepdims` of the reduction. tf2onnx writes the mean and variance of a sequence's features as
+    GlobalAveragePool; it becomes ReduceMean again, which the fusions of normalizations look for.
     """
 
     needs_shapes: ClassVar[bool] = True
@@ -87,5 +109,18 @@ class FuseReduce(RewritePass):
             ),
             build=_other_keepdims,
             name="keepdims",
+        ),
+        Rule(
+            match=lambda op, x, axes_input, keep, node: op.any(*_REDUCTIONS)(
+                x, op.const(axes_input), noop_with_empty_axes=1, keepdims=keep, _node=node
+            ),
+            build=_given_axes,
+            name="noop_with_empty_axes",
+        ),
+        Rule(
+            match=lambda op, x: op.GlobalAveragePool(x),
+            build=_mean_of_features,
+            when=single_precision,
+            name="mean of features",
         ),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import ClassVar
 
 import onnx_ir as ir
@@ -30,8 +30,10 @@ class InferShapes(Pass):
         opset = standard_opset(model.opset_imports) or 0
         facts = symbolic_facts(model, context)
         typed: set[ir.Value] = set()
-        if any(_may_know(node, model, facts) for graph in with_subgraphs(model.graph) for node in graph):
-            wanted = [value for value in _inner_values(model) if _is_unknown(value, facts)]
+        graphs = with_subgraphs(model.graph)
+        inner = _inner_values(graphs)
+        if any(_may_know(node, model, facts) for graph in graphs for node in graph):
+            wanted = [value for value in inner if _is_unknown(value, facts)]
             types = _native.infer(model, facts, wanted, context.notes)
             hints = {value: hint for value, payload in types.items() if (hint := _hint(payload)) is not None}
             typed = {value for value, payload in types.items() if _set_type(value, facts, payload)}
@@ -41,9 +43,9 @@ class InferShapes(Pass):
                     context.remembered.shapes = facts
         _note_contradictions(facts, context)
         # what a body declares, runtimes hold the outer graph to
-        fixed = {value for graph in with_subgraphs(model.graph) for value in (*graph.inputs, *graph.outputs)}
+        fixed = {value for graph in graphs for value in (*graph.inputs, *graph.outputs)}
         changed = 0
-        for value in _inner_values(model):
+        for value in inner:
             gained = _set_type(value, facts, None) or value in typed
             if value not in fixed:
                 gained |= _set_shape(value, facts.dims(value))
@@ -51,15 +53,15 @@ class InferShapes(Pass):
         return changed
 
 
-def _inner_values(model: ir.Model) -> Iterator[ir.Value]:
-    """Yield the values that nodes compute, and the inputs of subgraphs."""
-    for graph in with_subgraphs(model.graph):
-        if graph is not model.graph:
-            yield from graph.inputs
+def _inner_values(graphs: Sequence[ir.Graph]) -> list[ir.Value]:
+    """Return the values that nodes compute, and the inputs of subgraphs: of all `graphs` but the first."""
+    found: list[ir.Value] = []
+    for graph in graphs:
+        if graph is not graphs[0]:
+            found.extend(graph.inputs)
         for node in graph:
-            for value in node.outputs:
-                if value.name:
-                    yield value
+            found.extend(value for value in node.outputs if value.name)
+    return found
 
 
 def _may_know(node: ir.Node, model: ir.Model, facts: Symbolic) -> bool:
@@ -68,9 +70,9 @@ def _may_know(node: ir.Node, model: ir.Model, facts: Symbolic) -> bool:
         return node.op_identifier() in model.functions
     if not has_rule(node):
         return any(_is_unknown(value, facts) for value in node.outputs)
-    if all(value is None or facts.dims(value) is not None for value in node.inputs):
-        return any(_is_unknown(value, facts) for value in node.outputs if value.name)
-    return False
+    if not any(_is_unknown(value, facts) for value in node.outputs if value.name):
+        return False
+    return all(value is None or facts.dims(value) is not None for value in node.inputs)
 
 
 def _is_unknown(value: ir.Value, facts: Symbolic) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable, Hashable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -33,6 +33,7 @@ _MICROSOFT_RANDOM = ("Random", "Dropout", "Sampling", "Search")
 _SMALL = 1024
 """Tensors of at most this many bytes are compared as they are, larger ones by a sample and then by a digest."""
 _SAMPLES = 64
+_SAMPLE = "infconv.sample"
 
 _FunctionIds = frozenset[ir.OperatorIdentifier]
 _NodeKey = tuple[ir.OperatorIdentifier, tuple[bool, ...], tuple[int, ...], tuple[Hashable, ...]]
@@ -48,6 +49,7 @@ class MergeDuplicates(Pass):
     `a = Exp(x); b = Exp(x); y = Add(a, b)` becomes `a = Exp(x); y = Add(a, a)`.
     """
 
+    rewires: ClassVar[bool] = True
     max_weight_bytes: int | None = Field(default=None, ge=0)
     """Leave larger initializers alone: one that two operators share can no longer be folded into either."""
 
@@ -185,15 +187,10 @@ def _tensor_key(tensor: ir.TensorProtocol) -> Hashable:
 
 def _merge_initializers(graph: ir.Graph, max_bytes: int | None) -> int:
     """Merge the initializers of `graph`, comparing no more of each than is needed to tell it from the others."""
-    candidates = [
-        value
-        for value in graph.initializers.values()
-        if value.const_value is not None
-        and not value.is_graph_input()
-        and (max_bytes is None or value.const_value.nbytes <= max_bytes)
-    ]
+    candidates = [v for v in graph.initializers.values() if v.const_value is not None and not v.is_graph_input()]
+    same_form = [g for g in _refine([candidates], [_form]) if max_bytes is None or _tensor(g[0]).nbytes <= max_bytes]
     changes = 0
-    for equal in _refine(candidates, [_form, _sample, _digest_of]):
+    for equal in _refine(same_form, [_sample, _digest_of]):
         removable = [value for value in equal[1:] if not value.is_graph_output()]
         for value in removable:
             value.replace_all_uses_with(equal[0])
@@ -203,9 +200,8 @@ def _merge_initializers(graph: ir.Graph, max_bytes: int | None) -> int:
     return changes
 
 
-def _refine(values: list[ir.Value], keys: list[Callable[[ir.Value], Hashable]]) -> Iterator[list[ir.Value]]:
-    """Yield the groups of at least two values whose `keys`, from cheap to expensive, are all equal."""
-    groups = [values]
+def _refine(groups: list[list[ir.Value]], keys: list[Callable[[ir.Value], Hashable]]) -> Iterator[list[ir.Value]]:
+    """Yield the parts of `groups` of at least two values whose `keys`, from cheap to expensive, are all equal."""
     for key in keys:
         finer: list[list[ir.Value]] = []
         for group in groups:
@@ -217,16 +213,29 @@ def _refine(values: list[ir.Value], keys: list[Callable[[ir.Value], Hashable]]) 
     yield from groups
 
 
+def _tensor(value: ir.Value) -> ir.TensorProtocol:
+    assert value.const_value is not None
+    return value.const_value
+
+
 def _form(value: ir.Value) -> Hashable:
-    tensor = value.const_value
-    assert tensor is not None
-    return tensor.dtype, tuple(tensor.shape.numpy())
+    """Return the tensor's type and shape; those of one form have as many bytes, but for strings."""
+    tensor = _tensor(value)
+    return tensor.dtype, tensor.shape.dims, tensor.nbytes if tensor.dtype == ir.DataType.STRING else None
 
 
 def _sample(value: ir.Value) -> Hashable:
-    """Return some bytes of the tensor, spread over the whole of it; all of them when there are few."""
-    tensor = value.const_value
-    assert tensor is not None
+    """Return some bytes of the tensor, spread over the whole of it; all of them when there are few.
+
+    The answer is kept: this pass runs several times, and a tensor does not change.
+    """
+    meta = _tensor(value).meta
+    if _SAMPLE not in meta:
+        meta[_SAMPLE] = _find_sample(_tensor(value))
+    return meta[_SAMPLE]
+
+
+def _find_sample(tensor: ir.TensorProtocol) -> Hashable:
     if tensor.dtype == ir.DataType.STRING or tensor.nbytes <= _SMALL:
         return _digest(tensor)
     data = tensor_bytes(tensor)
@@ -236,9 +245,7 @@ def _sample(value: ir.Value) -> Hashable:
 
 
 def _digest_of(value: ir.Value) -> Hashable:
-    tensor = value.const_value
-    assert tensor is not None
-    return _digest(tensor)
+    return _digest(_tensor(value))
 
 
 def _digest(tensor: ir.TensorProtocol) -> Hashable:

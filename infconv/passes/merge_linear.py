@@ -15,6 +15,8 @@ from infconv.passes._weights import Linear, affine, check_unshared, linear, per_
 from infconv.passes._windows import windows
 
 _ADDITIVE = frozenset({"Add", "Sub"})
+_LARGE = 1024.0
+"""What is added and taken away again rounds x to its own precision; beyond this that may be what it is for."""
 _MOST_ELEMENTS = 1 << 22
 """Of a matrix: the product of larger ones takes seconds, and in float64 gigabytes."""
 
@@ -55,6 +57,7 @@ def _composed(nodes: Sequence[ir.Node]) -> tuple[np.ndarray, np.ndarray]:
     is_integer = dtype.kind == "i"
     exact = dtype if is_integer else np.dtype(np.float64)
     scale, shift = np.ones((), exact), np.zeros((), exact)
+    peak = np.zeros(())
     for node, c in zip(nodes, constants, strict=True):
         if is_integer and node.op_type == "Div":
             raise Refuse("integers are divided with a rest")
@@ -62,9 +65,17 @@ def _composed(nodes: Sequence[ir.Node]) -> tuple[np.ndarray, np.ndarray]:
         s, t = (part if part.shape == c.shape else part.reshape(()) for part in parts)
         with np.errstate(over="ignore"):  # integers wrap around, here as there
             scale, shift = scale * s, shift * s + t
+        peak = np.maximum(peak, _in_units_of_x(shift, scale))
+    if not is_integer and np.any((peak > _LARGE) & (_in_units_of_x(shift, scale) < peak / 2)):
+        raise Refuse("a large number is added and taken away again, which rounds: (x + 2²³) - 2²³ is an integer")
     if max(scale.size, shift.size) > max(c.size for c in constants):
         raise Refuse("together the constants are larger than each of them")
     return (scale, shift) if is_integer else (_exact(scale, dtype), _exact(shift, dtype))
+
+
+def _in_units_of_x(shift: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.abs(shift.astype(np.float64) / scale)
 
 
 def _exact(part: np.ndarray, dtype: np.dtype) -> np.ndarray:

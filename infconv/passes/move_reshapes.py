@@ -145,12 +145,32 @@ def _joined(op: Builder, a: ir.Value, b: ir.Value, first: ir.Node, second: ir.No
     return op.call(first.op_type, result, *first.inputs[1:], _attrs=first.attributes)
 
 
+def _batches(op: Builder, first: ir.Node, second: ir.Node, product: ir.Node, node: ir.Node) -> ir.Value:
+    """Multiply stacks of matrices as they are: the reshapes only join the axes before the last two for a while."""
+    inner, after = sizes(product.outputs[0]), sizes(node.outputs[0])
+    stacks: list[Dims] = []
+    for reshape in (first, second):
+        before, middle = sizes(reshape.inputs[0]), sizes(reshape.outputs[0])
+        if before is None or middle is None or inner is None or after is None:
+            raise Refuse("the shapes are not known")
+        if min(map(len, (before, middle, after))) < 3 or not same_sizes(before[-2:], middle[-2:]):
+            raise Refuse(f"the shape {list(before)} becomes {list(middle)}: no stack of the same matrices")
+        if not same_sizes(before[:-2], after[:-2]):
+            raise Refuse(f"the stack {list(before[:-2])} becomes {list(after[:-2])}")
+        stacks.append(middle[:-2])
+    joined = all(len(stack) == 1 for stack in stacks)  # to as many, since they were alike before
+    if not (joined or same_sizes(*stacks)) or not same_sizes((inner or ())[-2:], (after or ())[-2:]):
+        raise Refuse("the product is reshaped to other matrices, or one stack is repeated")
+    return op.MatMul(first.inputs[0], second.inputs[0])
+
+
 class MoveReshapes(RewritePass):
     """Move reshapes across operators that do not mind the shape, where that makes one of them unnecessary.
 
     Element-wise operators do not mind at all. MatMul and Gemm with a constant weight, vectors as operands, Softmax and
     normalizations along the last axis do not mind how the other axes are joined: `x W + b` between a Reshape to a
-    matrix and one back needs neither. Two operands that are reshaped alike are reshaped once, after the operator.
+    matrix and one back needs neither. Two operands that are reshaped alike are reshaped once, after the operator. A
+    product of stacks of matrices is made without joining the axes of the stacks, as torch.export takes it apart.
 
     `y = Reshape(Relu(Reshape(x, [-1, 8])), [2, 4, 8])` of `x: float[2, 4, 8]` becomes `y = Relu(x)`.
     """
@@ -173,5 +193,20 @@ class MoveReshapes(RewritePass):
             build=_joined,
             since_opset=8,
             name="operands reshaped alike",
+        ),
+        Rule(
+            match=lambda op, p, q, r, first, second, product, node: op.any(*RESHAPING)(
+                op.MatMul(
+                    op.shared(op.any(*RESHAPING)(op.rest(p), _attrs=..., _node=first)),
+                    op.shared(op.any(*RESHAPING)(op.rest(q), _attrs=..., _node=second)),
+                    _node=product,
+                ),
+                op.rest(r),
+                _attrs=...,
+                _node=node,
+            ),
+            build=_batches,
+            since_opset=8,
+            name="stacks of matrices",
         ),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Mapping, MutableMapping
 from functools import cache
+from typing import ClassVar
 
 import onnx_ir as ir
 
@@ -31,6 +32,8 @@ class RemoveUnused(Pass):
 
     `y = Relu(x); unused = Exp(x)` becomes `y = Relu(x)`.
     """
+
+    rewires: ClassVar[bool] = True
 
     def run(self, model: ir.Model, context: Context) -> int:
         """Return how many nodes, outputs, initializers, functions and imports were removed."""
@@ -73,6 +76,8 @@ def _is_unused(value: ir.Value, kept: frozenset[str]) -> bool:
 
 
 def _remove_functions(model: ir.Model) -> int:
+    if not model.functions:
+        return 0
     unused = model.functions.keys() - reachable(model)
     for name in unused:
         del model.functions[name]
@@ -133,8 +138,9 @@ def _remove_initializers(graph: ir.Graph, kept: frozenset[str]) -> int:
 
 
 def _remove_imports(graphs: Iterable[ir.Graph], imports: MutableMapping[str, int], needed: set[str]) -> int:
-    used = needed.union(DEFAULT_DOMAINS, (node.domain for graph in graphs for node in graph))
-    unused = imports.keys() - used
+    unused = imports.keys() - needed.union(DEFAULT_DOMAINS)
+    if unused:
+        unused.difference_update(node.domain for graph in graphs for node in graph)
     for domain in unused:
         del imports[domain]
     return len(unused)

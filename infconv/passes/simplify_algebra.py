@@ -12,6 +12,7 @@ from infconv.passes import _values
 from infconv.passes._base import Context, RewritePass
 from infconv.passes._build import Builder
 from infconv.passes._match import Match
+from infconv.passes._moves import from_front, integer
 from infconv.passes._pattern import Pattern, PatternBuilder, Refuse
 from infconv.passes._rewrite import Rule, all_of, is_float, rewrite
 from infconv.passes._simpler_shapes import RULES as SHAPE_RULES
@@ -68,9 +69,27 @@ def _factors(op: Builder, match: Match) -> ir.Value:
     return op.Mul(x, op.const(factor, dtype=dtype))
 
 
+def _no_mean_of_it(match: Match) -> str | None:
+    """Ask for another use than the variance of a normalization: ONNX Runtime looks for a Pow there."""
+    users = match.outputs[0].consumers()
+    return "a mean of it is taken" if any(user.op_type == "ReduceMean" for user in users) else None
+
+
 def _same_number(match: Match) -> str | None:
     a, b = _values.scalar(match["a"]), _values.scalar(match["b"])
     return None if a is not None and a == b else "the factors are not the same number"
+
+
+def _same_argmax(op: Builder, x: ir.Value, inner: ir.Node, outer: ir.Node) -> ir.Value:
+    """The largest element stays the largest: Softmax grows with each of its inputs."""
+    axis = integer(outer, "axis", 0)
+    normalized = integer(inner, "axis", -1 if op.opset >= 13 else 1)
+    rank = _values.rank(x)
+    found, over = from_front([axis], rank)[0], from_front([normalized], rank)[0]
+    # Before opset 13 it was over its axis and all that follow.
+    if not (found == over if op.opset >= 13 else found >= over >= 0):
+        raise Refuse(f"ArgMax is along axis {axis}, {inner.op_type} along axis {normalized}")
+    return op.ArgMax(x, _attrs=outer.attributes)
 
 
 # --- logic ---------------------------------------------------------------------------------------------------------
@@ -169,7 +188,13 @@ _SIGNS = (
     ),
 )
 _PRODUCTS = (
-    _rule("x²", lambda op, x: op.Pow(x, _exactly(op, 2)), lambda op, x: op.Mul(x, x)),
+    Rule(
+        match=lambda op, x: op.Pow(x, _exactly(op, 2)),
+        build=lambda op, x: op.Mul(x, x),
+        when=_no_mean_of_it,
+        since_opset=7,
+        name="x²",
+    ),
     # They differ at -inf, and in the sign of a zero.
     _rule("√x", lambda op, x: op.Pow(x, _exactly(op, 0.5)), lambda op, x: op.Sqrt(x), floats=True),
     _rule("1/x of Pow", lambda op, x: op.Pow(x, _exactly(op, -1)), lambda op, x: op.Reciprocal(x), floats=True),
@@ -208,6 +233,13 @@ _PRODUCTS = (
         )
         for name in ("Mul", "Div")
     ),
+    _rule(
+        "ArgMax of Softmax",
+        lambda op, x, inner, outer: op.ArgMax(
+            op.any("LogSoftmax", "Softmax")(x, _attrs=..., _node=inner), _attrs=..., _node=outer
+        ),
+        _same_argmax,
+    ),
     _rule("Sum of two", lambda op, a, b: op.Sum(a, b), lambda op, a, b: op.Add(a, b), since=8),
 )  # fmt: skip
 _INVERSE = _rule("x / c", lambda op, x, c: op.Div(x, op.const(c)), _inverse, floats=True)
@@ -218,11 +250,11 @@ class SimplifyAlgebra(RewritePass):
     """Write arithmetic, logic and broadcasting with fewer or cheaper operators.
 
     x² is x·x, x⁰·⁵ is √x, x/4 is x·0.25 (divisions only by powers of two, whose inverses are exact); x·(1/y) is x/y;
-    signs are moved into Add and Sub; a·x + b·x of constants a and b is (a+b)·x, a·x + a·y is a·(x+y). Of logic: Not of
-    a comparison of integers, Where of a Not, Where(c, 1, 0), Equal(Cast(c), 0). An Expand, Tile, Unsqueeze or Reshape
-    goes that only repeats what an operator broadcasts anyway; Expand, Squeeze and Unsqueeze by constants take the place
-    of an Expand or Reshape to a computed shape. Shape reads what an element-wise operator read. A
-    reduction over axes of size 1 that drops them is a Squeeze.
+    signs are moved into Add and Sub; a·x + b·x of constants a and b is (a+b)·x, a·x + a·y is a·(x+y); ArgMax needs no
+    Softmax before it. Of logic: Not of a comparison of integers, Where of a Not, Where(c, 1, 0), Equal(Cast(c), 0). An
+    Expand, Tile, Unsqueeze or Reshape goes that only repeats what an operator broadcasts anyway, and an empty part of a
+    Concat; Expand, Squeeze and Unsqueeze by constants take the place of an Expand or Reshape to a computed shape. Shape
+    reads what an element-wise operator read. A reduction over axes of size 1 that drops them is a Squeeze.
 
     `y = Add(x, Expand(b, [4, 8]))` of `x: float[4, 8]` becomes `y = Add(x, b)`.
     """

@@ -160,6 +160,8 @@ def pad(b: Builder) -> None:
 def pad_by(b: Builder, x: Value, pads: Sequence[int]) -> Value:
     shape = [d + pads[i] + pads[i + x.rank] if d > 0 else d for i, d in enumerate(x.shape)]
     mode = b.choose(["constant", "constant", "edge", "reflect"])
+    if mode == "reflect" and any(d == 1 and list(pads[i :: x.rank]) != [0, 0] for i, d in enumerate(x.shape)):
+        mode = "edge"  # a single element has nothing to be reflected
     value = [b.constant(b.choose([0.0, 0.0, 1.5]))] if mode == "constant" and b.chance(0.6) else []
     return b.node("Pad", [x, b.ints(*pads), *value], *shape, mode=mode, exact=x.exact)
 

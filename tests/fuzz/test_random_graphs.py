@@ -11,8 +11,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from infconv.api import level_steps
 from infconv.compare import TOLERANCES, OutputError, compare_outputs
+from infconv.graphs import level_steps
 from infconv.model import from_proto
 from infconv.observe import Observers
 from infconv.passes import Context

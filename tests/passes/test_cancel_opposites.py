@@ -389,3 +389,33 @@ def test_a_roll_of_single_elements_stays() -> None:
         { a = Slice (x, two, far, one) b = Slice (x, zero, two, one) y = Concat <axis = 1> (a, b) }""",
         "a Gather would copy too few elements at a time",
     )
+
+
+def test_padding_with_an_axis_that_is_not_padded() -> None:
+    """Paddle pads images as volumes of one slice."""
+    check_rewrite(
+        CANCEL,
+        """m (float[n, 2, 4, 5] x) => (float[n, 2, 7, 5] y)
+        <int64[1] axis = {2}, int64[10] p = {0, 0, 0, 1, 0, 0, 0, 0, 2, 0}, float v = {0.5}>
+        { u = Unsqueeze (x, axis) q = Pad (u, p, v) y = Squeeze (q, axis) }""",
+        """m (float[n, 2, 4, 5] x) => (float[n, 2, 7, 5] y) <int64[8] p = {0, 0, 1, 0, 0, 0, 2, 0}, float v = {0.5}>
+        { y = Pad (x, p, v) }""",
+        1,
+    )
+
+
+@pytest.mark.parametrize(
+    ("pads", "gone", "reason"),
+    [
+        ("{0, 0, 0, 2, 0, 0, 0, 0, -2, 0}", "gone", "or they are padded"),
+        ("{0, 0, 0, 0, 0, 0, 0, 0, 0, 0}", "other", "other axes are added than taken away"),
+    ],
+)
+def test_padding_of_an_axis_that_is_added(pads: str, gone: str, reason: str) -> None:
+    check_refusal(
+        CANCEL,
+        f"""m (float[n, 1, 1, 5] x) => (float[a, b, c, d] y)
+        <int64[1] gone = {{3}}, int64[1] other = {{1}}, int64[10] p = {pads}>
+        {{ u = Unsqueeze (x, gone) q = Pad (u, p) y = Squeeze (q, {gone}) }}""",
+        reason,
+    )

@@ -215,6 +215,15 @@ def test_left_alone(text: str) -> None:
     assert check_untouched(text).notes == []
 
 
+def test_what_would_show_that_an_output_is_declared_wrongly() -> None:
+    """The checker accepts the model as long as the target is computed, and ONNX Runtime runs it."""
+    check_untouched(
+        """<ir_version: 7, opset_import: ["" : 12]>
+        m (float[1, 4, 5] x) => (float[2, 2, n] y) <int64[1] a = {-1}, int64[1] b = {5}>
+        { t = Concat <axis = 0> (a, b) y = Reshape(x, t) }"""
+    )
+
+
 def test_what_cannot_be_computed_is_named_and_the_rest_is_folded() -> None:
     model, context = (
         parse(

@@ -52,6 +52,16 @@ def test_elements_that_are_numbers_at_every_size() -> None:
     )
 
 
+@pytest.mark.parametrize("declared", ["2, 2, n", "3, 7"])
+def test_what_would_show_that_an_output_is_declared_wrongly(declared: str) -> None:
+    model = parse(
+        f"""<ir_version: 7, opset_import: ["" : 12]> m (float[n, 4, 5] x) => (float[{declared}] y)
+        <int64[1] a = {{-1}}, int64[1] two = {{2}}>
+        {{ s = Shape(x) g = Gather(s, two) b = Abs(g) t = Concat <axis = 0> (a, b) y = Reshape(x, t) }}"""
+    )
+    assert FoldShapes().run(model, Context()) == 0
+
+
 def test_torch_script_expand() -> None:
     """TorchScript writes x.expand(b, -1) as Where(Equal(shape, -1), ones, shape)."""
     check_rewrite(

@@ -152,3 +152,27 @@ def test_padding_that_several_convolutions_share_is_that_of_each() -> None:
     )
     other = two + PADS + WEIGHT + "> { q = Pad (X, p) Y = Conv <group = 2> (q, W) Z = Relu (q) }"
     check_refusal(FUSE, other, "another operator uses what is padded")
+
+
+def test_an_image_with_channels_last_is_padded_before_it_is_transposed() -> None:
+    head = "g (float[1, 5, 6, 2] X) => (float[1, 2, H, W] Y)"
+    check_rewrite(
+        FUSE,
+        head + PADS.replace("{0, 0, 1, 2, 0, 0, 0, 1}", "{0, 1, 2, 0, 0, 0, 1, 0}") + WEIGHT + "> { q = Pad (X, p)"
+        " t = Transpose <perm = [0, 3, 1, 2]> (q) Y = Conv <group = 2> (t, W) }",
+        head + "<" + WEIGHT[1:] + "> { t = Transpose <perm = [0, 3, 1, 2]> (X)"
+        " Y = Conv <group = 2, pads = [1, 2, 0, 1]> (t, W) }",
+        1,
+    )
+
+
+def test_a_transpose_without_perm_reverses_the_axes() -> None:
+    head = "g (float[6, 5, 2, 1] X) => (float[1, 2, H, W] Y)"
+    check_rewrite(
+        FUSE,
+        head + PADS.replace("{0, 0, 1, 2, 0, 0, 0, 1}", "{2, 1, 0, 0, 1, 0, 0, 0}") + WEIGHT + "> { q = Pad (X, p)"
+        " t = Transpose (q) Y = Conv <group = 2> (t, W) }",
+        head + "<" + WEIGHT[1:] + "> { t = Transpose <perm = [3, 2, 1, 0]> (X)"
+        " Y = Conv <group = 2, pads = [1, 2, 0, 1]> (t, W) }",
+        1,
+    )

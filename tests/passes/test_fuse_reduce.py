@@ -74,3 +74,38 @@ def test_openvino_computes_some_reductions_of_opset_13_wrongly() -> None:
 def test_double_stays() -> None:
     text = "m (double[N, 3] X) => (double[N, 1] Y) <int64[1] a = {1}> { q = Mul (X, X) Y = ReduceSum (q, a) }"
     check_refusal(FUSE, text, "x is double")
+
+
+def test_what_is_said_about_reductions_without_axes() -> None:
+    """As tf2onnx writes it, in vain where there are axes."""
+    check_rewrite(
+        FUSE,
+        model("q = Mul (X, X) Y = ReduceSum <noop_with_empty_axes = 1> (q, a)"),
+        model("Y = ReduceSumSquare <keepdims = 1> (X, a)"),
+        2,
+    )
+
+
+def test_the_mean_of_a_sequences_features_in_a_normalization() -> None:
+    """tf2onnx writes it as pooling, under which no runtime looks for a normalization."""
+    check_rewrite(
+        FUSE,
+        model("m = GlobalAveragePool (X) Y = Sub (X, m)", "[N, 3, 4]"),
+        model("m = ReduceMean <keepdims = 1> (X, last) Y = Sub (X, m)", "[N, 3, 4]"),
+        1,
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (model("Y = GlobalAveragePool (X)", "[N, 3, 1]"), "not those of a normalization"),
+        (model("m = GlobalAveragePool (X) Y = Flatten (m)", "[N, 3]"), "not those of a normalization"),
+        (
+            "m (float[N, 3, 4, 5] X) => (float[N, 3, 4, 5] Y) { m = GlobalAveragePool (X) Y = Sub (X, m) }",
+            "'X' is not known to be of rank 3",
+        ),
+    ],
+)
+def test_pooling_that_stays(text: str, reason: str) -> None:
+    check_refusal(FUSE, text, reason)

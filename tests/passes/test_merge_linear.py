@@ -80,6 +80,13 @@ def test_what_would_not_be_finite_or_vanish_is_refused() -> None:
     check_refusal(MERGE, text.replace("1e30", "0.0").replace("Mul", "Div"), "it divides by zero")
 
 
+@pytest.mark.parametrize("text", ["z = Add (X, c) Y = Sub (z, c)", "s = Mul (X, b) z = Add (s, c) Y = Sub (z, c)"])
+def test_adding_and_taking_away_a_large_number_rounds(text: str) -> None:
+    """2²³ + x - 2²³ is how x is rounded to an integer without an operator for it."""
+    head = "g (float[N, 2] X) => (float[N, 2] Y) <float b = {4.0}, float c = {8388608.0}>"
+    check_refusal(MERGE, f"{head} {{ {text} }}", "a large number is added and taken away again")
+
+
 def test_constants_that_grow_are_refused() -> None:
     text = "g (float[N, 4, 5] X) => (float[N, 4, 5] Y) { z = Add (X, a) Y = Add (z, b) }"
     check_kept(MERGE, with_weights(text, a=normal(4, 1), b=normal(5)), "larger than each of them")

@@ -103,3 +103,36 @@ def test_operands_that_are_reshaped_alike() -> None:
         { c = Reshape (a, s) d = Reshape (b, s) y = Sub (c, d) }""",
         "the operands are not known to be reshaped alike",
     )
+
+
+STACKS = "m (float[n, 4, 5, 6] x, float[n, 4, 6, 7] z) => (float[n, 4, 5, 7] y)"
+JOINED = "<int64[3] a = {-1, 5, 6}, int64[3] b = {-1, 6, 7}, int64[4] c = {-1, 4, 5, 7}>"
+
+
+def test_products_of_stacks_of_matrices() -> None:
+    """torch.export takes a product of rank 4 apart to one of rank 3."""
+    check_rewrite(
+        MOVE,
+        f"{STACKS} {JOINED} {{ u = Reshape (x, a) v = Reshape (z, b) p = MatMul (u, v) y = Reshape (p, c) }}",
+        f"{STACKS} {{ y = MatMul (x, z) }}",
+        1,
+    )
+
+
+@pytest.mark.parametrize(
+    ("head", "nodes", "reason"),
+    [
+        (
+            "m (float[n, 4, 6, 5] x, float[n, 4, 6, 7] z) => (float[n, 4, 5, 7] y)",
+            "u = Reshape (x, a) v = Reshape (z, b) p = MatMul (u, v) y = Reshape (p, c)",
+            "no stack of the same matrices",
+        ),
+        (
+            "m (float[2, 4, 5, 6] x, float[1, 8, 6, 7] z) => (float[2, 4, 5, 7] y)",
+            "u = Reshape (x, a) v = Reshape (z, b) p = MatMul (u, v) y = Reshape (p, c)",
+            "the stack [1, 8] becomes [2, 4]",
+        ),
+    ],
+)
+def test_other_products_keep_their_reshapes(head: str, nodes: str, reason: str) -> None:
+    check_refusal(MOVE, f"{head} {JOINED} {{ {nodes} }}", reason)

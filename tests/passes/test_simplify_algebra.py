@@ -33,6 +33,12 @@ def test_powers(power: str, after: str) -> None:
     change("y = Pow (x, p)", after, constants=f"float p = {{{power}}}")
 
 
+def test_the_square_in_a_variance_stays_a_power() -> None:
+    """ONNX Runtime makes one operator of such a normalization at load, but does not know it with a Mul."""
+    text = "m (float[3] x) => (float[1] y) <float p = {2}> { q = Pow (x, p) y = ReduceMean (q) }"
+    check_refusal(SIMPLIFY, text, "a mean of it is taken")
+
+
 def test_other_powers_stay() -> None:
     check_refusal(SIMPLIFY, "m (float[3] x) => (float[3] y) <float p = {3}> { y = Pow (x, p) }", "'p' (3) is not 2")
 
@@ -301,6 +307,85 @@ def test_a_gather_of_every_element() -> None:
         SIMPLIFY,
         "m (float[2] x) => (float[2] y) <int64[2, 1] i = {1, 0}> { y = GatherND (x, i) }",
         "it changes the order",
+    )
+
+
+@pytest.mark.parametrize("softmax", ["Softmax <axis = -1>", "LogSoftmax <axis = 2>"])
+def test_argmax_needs_no_softmax(softmax: str) -> None:
+    check_rewrite(
+        SIMPLIFY,
+        f"m (float[n, 3, 5] x) => (int64[n, 3] y) {{ p = {softmax} (x) y = ArgMax <axis = 2, keepdims = 0> (p) }}",
+        "m (float[n, 3, 5] x) => (int64[n, 3] y) { y = ArgMax <axis = 2, keepdims = 0> (x) }",
+        1,
+    )
+
+
+def test_argmax_of_the_older_softmax_over_all_axes_from_one_on() -> None:
+    head = '<ir_version: 7, opset_import: ["" : 11]> m (float[2, 3, 5] x) => (int64[2, 3, 1] y) '
+    check_rewrite(
+        SIMPLIFY,
+        head + "{ p = Softmax <axis = 1> (x) y = ArgMax <axis = 2> (p) }",
+        head + "{ y = ArgMax <axis = 2> (x) }",
+        1,
+    )
+
+
+@pytest.mark.parametrize(
+    ("nodes", "reason"),
+    [
+        ("p = Softmax <axis = 1> (x) i = ArgMax <axis = 2> (p) y = Cast <to = 1> (i)", "ArgMax is along axis 2"),
+        ("p = Softmax (x) i = ArgMax <axis = 2> (p) f = Cast <to = 1> (i) y = Add (p, f)", "has 2 users"),
+    ],
+)
+def test_argmax_of_another_softmax_stays(nodes: str, reason: str) -> None:
+    check_refusal(SIMPLIFY, f"m (float[2, 3, 5] x) => (float[2, a, b] y) {{ {nodes} }}", reason)
+
+
+EVERYTHING = "m (float[n, 3] x, float[n, 3] z) => (float[n, 3] y)"
+
+
+def test_scattering_everything() -> None:
+    """As torch.export writes `x[:] = z`."""
+    check_rewrite(
+        SIMPLIFY,
+        f"""{EVERYTHING} <int64[1] zeros = {{0}}, int64[1] last = {{-1}}, int64 zero = {{0}}, int64 one = {{1}}>
+        {{ s = Shape <end = 1> (x) n = Squeeze (s, zeros) r = Range (zero, n, one) i = Unsqueeze (r, last)
+          y = ScatterND (x, i, z) }}""",
+        f"{EVERYTHING} {{ y = Identity (z) }}",
+        1,
+    )
+
+
+@pytest.mark.parametrize(
+    ("head", "constant", "node", "reason"),
+    [
+        ("float[2, 3] x, float[2, 3] z", "int64[2, 1] i = {1, 0}", "ScatterND (x, i, z)", "it changes the order"),
+        ("float[3, 3] x, float[2, 3] z", "int64[2, 1] i = {0, 1}", "ScatterND (x, i, z)", "not all of it is replaced"),
+        (
+            "float[2, 3] x, float[2, 3] z",
+            "int64[2, 1] i = {0, 1}",
+            'ScatterND <reduction = "add"> (x, i, z)',
+            "not all of it is replaced",
+        ),
+    ],
+)
+def test_scattering_that_does_something(head: str, constant: str, node: str, reason: str) -> None:
+    check_refusal(SIMPLIFY, f"m ({head}) => (float[a, 3] y) <{constant}> {{ y = {node} }}", reason)
+
+
+def test_concat_with_nothing() -> None:
+    """As a cache that is empty at first is joined to what is new."""
+    check_rewrite(
+        SIMPLIFY,
+        """m (float[4, 2] x, float[4, 3] z) => (float[4, 5] y) <float[4, 0] none = {}>
+        { y = Concat <axis = -1> (none, x, none, z) }""",
+        "m (float[4, 2] x, float[4, 3] z) => (float[4, 5] y) { y = Concat <axis = -1> (x, z) }",
+        1,
+    )
+    check_refusal(
+        SIMPLIFY,
+        "m (float[0, 2] x, float[n, 2] z) => (float[n, 4] y) { y = Concat <axis = 1> (x, z) }",
+        "no part of several is known to be empty",
     )
 
 
