@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infconv import registry
+from infconv.convert._files import refuse_pointer
 from infconv.environments import choose_interpreter
 from infconv.errors import SourceError, UsageError, did_you_mean
 
@@ -22,7 +23,7 @@ def recognise(source: str, frontend: str | None = None) -> tuple[str, str]:
     Raises SourceError when it is missing or no frontend reads it, UsageError for an unknown `frontend`.
     """
     if "://" in source:
-        raise SourceError(f"'{source}' is a URL; infconv reads local files.", "Download the model first.")
+        raise SourceError(f"'{source}' is a URL, which is not fetched here.", "Download the model first.")
     names = registry.names("frontend")
     if frontend is not None and frontend not in names:
         raise UsageError(f"Unknown frontend '{frontend}'.", did_you_mean(frontend, names))
@@ -46,6 +47,8 @@ def _not_recognised(source: str, frontend: str | None) -> SourceError:
         )
     if path.suffix in {".yaml", ".yml"} and path.is_file():
         return SourceError(f"'{source}' is YAML, not a model.", f"A pipeline is run with: infconv run {source}")
+    if path.is_file():
+        refuse_pointer(path)
     module, _, function = source.partition(":")
     if function.isidentifier() and "/" in module:
         dotted = module.removesuffix(".py").strip("./").replace("/", ".")

@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from infconv.convert._files import refuse_pointer
+from infconv.convert._worker_protobuf import fields, varint
 from infconv.errors import SourceError
 
 PIR = "pir"
@@ -19,11 +21,9 @@ _PARAMETERS = ".pdiparams"
 _PIR_HEAD = re.compile(rb'"magic"\s*:\s*"pir"')
 _PIR_PARAMETER = re.compile(rb'"#"\s*:\s*"p"|"builtin\.parameter"')
 _HEAD_BYTES = 4096
-_LFS = b"version https://git-lfs"
 
 # framework.proto: ProgramDesc.blocks = 1, BlockDesc.vars = 3, VarDesc.name = 1, VarDesc.persistable = 3
 _BLOCKS, _VARS, _NAME, _PERSISTABLE = 1, 3, 1, 3
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ def locate(source: str) -> Files:
         raise SourceError(f"'{program}' is not a Paddle program.", "Save it again with paddle.jit.save.")
     parameters = program.with_suffix(_PARAMETERS)
     if parameters.is_file():
-        _refuse_pointer(parameters)
+        refuse_pointer(parameters)
         return Files(program, parameters, kind)
     if _has_parameters(program, kind):
         raise SourceError(
@@ -131,7 +131,7 @@ def _is_program(head: bytes) -> bool:
     try:
         if head[:1] != b"\x0a":
             return False
-        _, at = _varint(head, 1)
+        _, at = varint(head, 1)
         return head[at : at + 3] == b"\x08\x00\x10"
     except IndexError:
         return False
@@ -148,56 +148,16 @@ def _has_parameters(program: Path, kind: str) -> bool:
 
 def _persistable(data: bytes) -> Iterator[bool]:
     """Yield, of each variable of the main block, whether it is a stored parameter."""
-    for number, block in _fields(data):
+    for number, block in fields(data):
         if number != _BLOCKS or isinstance(block, int):
             continue
-        for kind, variable in _fields(block):
+        for kind, variable in fields(block):
             if kind == _VARS and not isinstance(variable, int):
-                described = dict(_fields(variable))
+                described = dict(fields(variable))
                 name = described.get(_NAME, b"")
                 # feed and fetch are kept as persistable variables that no file stores
                 yield bool(described.get(_PERSISTABLE)) and name not in (b"feed", b"fetch")
 
 
-def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Yield (field number, value) of a protobuf message. Raises IndexError when it is cut short."""
-    at = 0
-    while at < len(data):
-        key, at = _varint(data, at)
-        number, wire = key >> 3, key & 7
-        if wire == _VARINT:
-            value, at = _varint(data, at)
-            yield number, value
-        elif wire == _BYTES:
-            size, at = _varint(data, at)
-            if at + size > len(data):
-                raise IndexError(at)
-            yield number, data[at : at + size]
-            at += size
-        elif wire in (_FIXED64, _FIXED32):
-            at += 8 if wire == _FIXED64 else 4
-        else:
-            raise IndexError(at)
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        value |= (byte & 0x7F) << shift
-        shift, at = shift + 7, at + 1
-        if byte < 0x80:
-            return value, at
-
-
 def _is_weights(path: Path) -> bool:
     return path.is_file() and path.suffix == _PARAMETERS
-
-
-def _refuse_pointer(path: Path) -> None:
-    with path.open("rb") as stream:
-        head = stream.read(len(_LFS))
-    if head == _LFS:
-        raise SourceError(f"'{path}' is a Git LFS pointer, not the file itself.", "Fetch it with: git lfs pull")
-    if not head:
-        raise SourceError(f"'{path}' is empty.", "Copy the file again.")

@@ -7,6 +7,7 @@ import json
 import zipfile
 from pathlib import Path
 
+from infconv.convert._files import damaged, refuse_pointer
 from infconv.errors import SourceError
 
 SAVED_MODEL = "saved-model"
@@ -46,8 +47,13 @@ def refuse(source: str, source_format: str) -> None:
             "Load it into the model in Python, then model.export('folder') or model.save('model.keras'), "
             "and convert that.",
         )
-    if path.is_file() and path.stat().st_size == 0:
-        raise SourceError(f"'{source}' is empty.")
+    if path.is_file():
+        refuse_pointer(path)
+    if source_format == KERAS:
+        try:
+            _is_keras(path)
+        except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
+            raise damaged(path, error) from error
 
 
 def _folder_format(path: Path) -> str | None:
@@ -67,12 +73,20 @@ def _file_format(path: Path) -> str | None:
     if head.startswith(_HDF5):
         return WEIGHTS if path.name.endswith(".weights.h5") else KERAS_H5
     if head.startswith(_ZIP):
-        return KERAS if _is_keras(path) else None
+        return _zip_format(path)
     if head[4:8] == _TFLITE:
         return TFLITE
     if path.name.endswith(".index") and Path(f"{path.with_suffix('')}.data-00000-of-00001").is_file():
         return WEIGHTS
     return FROZEN if _is_graph(head) else None
+
+
+def _zip_format(path: Path) -> str | None:
+    """Return the format; for a damaged archive the one of its name, so that `refuse` can say what is wrong."""
+    try:
+        return KERAS if _is_keras(path) else None
+    except (zipfile.BadZipFile, EOFError, ValueError):
+        return KERAS if path.suffix == ".keras" else None
 
 
 def _is_keras(path: Path) -> bool:

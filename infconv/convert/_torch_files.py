@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, cast
 
 from infconv.convert import _torch_pickle as pickles
 from infconv.convert import _torch_program as programs
+from infconv.convert._files import damaged, refuse_pointer
 from infconv.errors import InfconvError, SourceError, UsageError
 
 EXPORTED_PROGRAM = "exported-program"
@@ -30,7 +31,6 @@ HUGGINGFACE_WEIGHTS = (
 _SUFFIXES = {".pt2": EXPORTED_PROGRAM, ".pt": TORCHSCRIPT, ".pth": TORCHSCRIPT, ".jit": TORCHSCRIPT}
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _ZIP = b"PK\x03\x04"
-_LFS = b"version https://git-lfs"
 _TORCH_ZIP_ENTRY = re.compile(rb"data\.pkl|archive_format|constants\.pkl|\.format_version|serialized_exported_program")
 _LARGEST_HEADER = 100 << 20
 _HINT_WEIGHTS = (
@@ -164,7 +164,7 @@ def _refuse_folder(folder: Path) -> None:
         )
     weights = folder / present[0]
     if weights.suffix != ".json":
-        _refuse_pointer(weights)
+        refuse_pointer(weights)
         return
     try:
         shards = set(json.loads(weights.read_text(encoding="utf-8"))["weight_map"].values())
@@ -179,7 +179,7 @@ def _refuse_folder(folder: Path) -> None:
 
 
 def _refuse_file(path: Path, source_format: str, trust_pickle: bool) -> None:
-    _refuse_pointer(path)
+    refuse_pointer(path)
     with path.open("rb") as stream:
         head = stream.read(16)
     if head.startswith(_ZIP):
@@ -205,18 +205,14 @@ def _refuse_archive(path: Path, source_format: str, trust_pickle: bool) -> None:
             else:
                 archive.read(entry)  # checks its CRC
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
-        raise SourceError(
-            f"'{path}' is damaged or cut short ({_sentence(error)}).", "Copy or download the file again."
-        ) from error
+        raise damaged(path, error) from error
 
 
 def _refuse_pickle(path: Path, stream: BinaryIO, trust_pickle: bool, *, legacy: bool) -> None:
     try:
         names = pickles.harmful_names_legacy(stream) if legacy else pickles.harmful_names(stream)
     except pickles.DamagedPickleError as error:
-        raise SourceError(
-            f"'{path}' is damaged or cut short ({_sentence(error)}).", "Copy or download the file again."
-        ) from error
+        raise damaged(path, error) from error
     if names and not trust_pickle:
         raise pickle_error(path, names)
 
@@ -227,18 +223,5 @@ def pickle_error(path: Path, names: list[str]) -> InfconvError:
     return UsageError(f"'{path}' is a pickled module: loading it runs code (it imports {shown}).", _HINT_PICKLE)
 
 
-def _refuse_pointer(path: Path) -> None:
-    with path.open("rb") as stream:
-        head = stream.read(len(_LFS))
-    if head == _LFS:
-        raise SourceError(f"'{path}' is a Git LFS pointer, not the file itself.", "Fetch it with: git lfs pull")
-    if not head:
-        raise SourceError(f"'{path}' is empty.", "Copy or download the file again.")
-
-
 def _first_bytes(head: bytes) -> str:
     return f"it starts with {head[:8]!r}"
-
-
-def _sentence(error: BaseException) -> str:
-    return str(error).strip().rstrip(".") or type(error).__name__

@@ -169,9 +169,19 @@ def _classify(error: BaseException, framework: str) -> tuple[str, str, str]:
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
-    """Tell whether `error` says that memory ran out, in Python's words or a native allocator's."""
+    """Tell whether `error` says that memory ran out, in Python's words or a native allocator's.
+
+    Under a limit, native code that fails without a word has met it.
+    """
     native = isinstance(error, (RuntimeError, OSError, ImportError)) and bool(OUT_OF_MEMORY.search(str(error)))
-    return isinstance(error, MemoryError) or native
+    mute = isinstance(error, SystemError) and "without exception set" in str(error) and _is_limited()
+    return isinstance(error, MemoryError) or native or mute
+
+
+def _is_limited() -> bool:
+    import resource
+
+    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
 
 
 def _missing(error: ImportError, framework: str) -> tuple[str, str, str]:

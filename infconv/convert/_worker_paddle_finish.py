@@ -9,7 +9,8 @@ from typing import Any
 
 import onnx
 
-from ._worker import WorkerError, first_line
+from ._worker import WorkerError
+from ._worker_checker import check
 from ._worker_paddle_program import Tensor
 
 MODEL = "model.onnx"
@@ -46,16 +47,9 @@ def finish(
     del model.graph.value_info[:]
     model.producer_name, model.doc_string, model.graph.doc_string = "paddle2onnx", "", ""
     model.graph.name = "main"
-    path = workdir / MODEL
-    onnx.save(model, str(path))
-    try:
-        onnx.checker.check_model(str(path))
-    except onnx.checker.ValidationError as error:
-        raise WorkerError(
-            "unsupported",
-            f"paddle2onnx wrote an invalid model: {first_line(error)}",
-            "Compute the operator named from others in the model, or try another paddle2onnx (--python).",
-        ) from error
+    path = str(workdir / MODEL)
+    onnx.save(model, path)
+    check(path, "paddle2onnx")
 
 
 def _separate_scopes(graph: onnx.GraphProto) -> None:

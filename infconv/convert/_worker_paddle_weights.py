@@ -18,6 +18,7 @@ import onnx
 
 from ._worker import WorkerError
 from ._worker_paddle_program import Tensor
+from ._worker_protobuf import varint
 
 ALIGNMENT = 4096
 """Of external data, so that it can be mapped."""
@@ -159,8 +160,8 @@ def _tensor_desc(data: bytes) -> tuple[int, tuple[int, ...]]:
     """Return type and sizes from a TensorDesc; its sizes are packed or not."""
     kind, dims, at = -1, list[int](), 0
     while at < len(data):
-        key, at = _varint(data, at)
-        value, at = _varint(data, at)
+        key, at = varint(data, at)
+        value, at = varint(data, at)
         if key >> 3 == 1:
             kind = value
         elif key & 7 == 0:
@@ -168,16 +169,6 @@ def _tensor_desc(data: bytes) -> tuple[int, tuple[int, ...]]:
         else:
             end = at + value
             while at < end:
-                value, at = _varint(data, at)
+                value, at = varint(data, at)
                 dims.append(value)
     return kind, tuple(dims)
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        value |= (byte & 0x7F) << shift
-        shift, at = shift + 7, at + 1
-        if byte < 0x80:
-            return value, at

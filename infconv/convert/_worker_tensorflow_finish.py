@@ -9,9 +9,9 @@ from typing import Any
 import onnx
 import tensorflow as tf
 
-from ._worker import WorkerError
+from ._worker_checker import check
 from ._worker_tensorflow_convert import layer_of
-from ._worker_tensorflow_loops import free_invariants
+from ._worker_tensorflow_loops import count_trips, free_invariants
 from ._worker_tensorflow_subject import Port, Subject
 
 MODEL = "model.onnx"
@@ -28,6 +28,7 @@ def finish(model: Any, subject: Subject, workdir: str) -> None:
     _restore_inputs(graph, subject.inputs)
     _restore_outputs(graph, subject.outputs)
     free_invariants(graph)
+    count_trips(graph)
     for inner in _graphs(graph):
         _tidy(inner)
     folder = Path(workdir)
@@ -35,14 +36,7 @@ def finish(model: Any, subject: Subject, workdir: str) -> None:
     for old in (path, folder / DATA):
         old.unlink(missing_ok=True)
     onnx.save_model(model, str(path), save_as_external_data=True, location=DATA, size_threshold=INLINE_BYTES)
-    try:
-        onnx.checker.check_model(str(path))
-    except onnx.checker.ValidationError as error:
-        raise WorkerError(
-            "unsupported",
-            f"tf2onnx wrote an invalid model: {str(error).strip().splitlines()[0]}",
-            "Report it to the developers of tf2onnx, with the model.",
-        ) from error
+    check(str(path), "tf2onnx")
 
 
 def _restore_inputs(graph: Any, ports: list[Port]) -> None:

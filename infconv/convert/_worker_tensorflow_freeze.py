@@ -15,11 +15,9 @@ import tensorflow as tf
 from tf2onnx import graph as onnx_graph  # pyright: ignore[reportMissingImports]
 from tf2onnx import tf_loader  # pyright: ignore[reportMissingImports]
 
-from ._worker import WorkerError
+from ._worker_tensorflow_size import bytes_of, refuse_large
 from ._worker_tensorflow_subject import Graph, Port
 
-LARGEST_BYTES = int(1.9 * 2**30)
-"""Protocol buffers end at 2 GiB, and the ONNX model is one until its weights are written beside it."""
 LARGE_CONSTANT = 64 << 10
 """Constants of fewer bytes stay in the graph, where TensorFlow's and tf2onnx's folding see them."""
 
@@ -98,20 +96,7 @@ def _put_back(definition: Any, values: dict[str, bytes]) -> None:
 
 def check_size(function: Any) -> None:
     """Raise WorkerError of kind unsupported for a model that no ONNX graph can hold, before memory is gone."""
-    variables = {id(v): v for v in function.graph.variables}.values()
-    size = sum(v.shape.num_elements() * v.dtype.size for v in variables)
-    refuse_large(size + function.graph.as_graph_def().ByteSize())
-
-
-def refuse_large(size: int) -> None:
-    """Raise WorkerError of kind unsupported when `size` bytes of constants do not fit a graph."""
-    if size > LARGEST_BYTES:
-        raise WorkerError(
-            "unsupported",
-            f"The model has {size / 1e9:.1f} GB of weights; the conversion from TensorFlow ends at 2 GB.",
-            "Convert it in parts (an encoder and a decoder, say), with its weights in float16, or from PyTorch if it "
-            "has a PyTorch form.",
-        )
+    refuse_large(bytes_of(function.graph.variables) + function.graph.as_graph_def().ByteSize())
 
 
 def release_memory() -> None:

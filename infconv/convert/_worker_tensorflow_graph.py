@@ -9,7 +9,8 @@ from typing import Any
 import tensorflow as tf
 
 from ._worker import Request, WorkerError
-from ._worker_tensorflow_freeze import optimise, refuse_large
+from ._worker_tensorflow_freeze import optimise
+from ._worker_tensorflow_size import refuse_large
 from ._worker_tensorflow_subject import Graph, Port, Subject, shape_of
 
 _VARIABLES = {"Variable", "VariableV2", "VarHandleOp"}

@@ -15,6 +15,7 @@ import tensorflow as tf
 from ._worker import Request, WorkerError
 from ._worker_tensorflow_freeze import freeze
 from ._worker_tensorflow_signature import ports_of, titles
+from ._worker_tensorflow_size import bytes_of, refuse_large, refuse_large_file
 from ._worker_tensorflow_subject import Graph, Subject
 
 _SIGNATURES = ("serving_default", "serve")
@@ -29,13 +30,27 @@ def load_keras(request: Request) -> Subject:
     config, version = _read_h5(path) if request["format"] == "keras-h5" else _read_zip(path)
     if not request["trust_pickle"]:
         _refuse_code(path, config)
+    refuse_large_file(path)
     old = version.startswith(("1.", "2."))
-    model = _load_old(path) if old else _load_new(path, request["trust_pickle"])
+    named = _named(path, request)
+    model = _load_old(named) if old else _load_new(named, request["trust_pickle"])
+    refuse_large(bytes_of(model.weights))  # before the copies that the export makes
     subject = _subject(model, str(Path(request["workdir"]) / "saved_model"), old)
     subject.packages.append("tf_keras" if old else "keras")
     if old:
         subject.notes.append(f"Written by Keras {version}; opened with tf_keras.")
     return subject
+
+
+def _named(path: str, request: Request) -> str:
+    """Return `path`, or a link to it that has the ending by which Keras tells its formats."""
+    endings = (".h5", ".hdf5") if request["format"] == "keras-h5" else (".keras",)
+    if path.endswith(endings):
+        return path
+    link = Path(request["workdir"]) / f"source{endings[0]}"
+    link.unlink(missing_ok=True)
+    link.symlink_to(path)
+    return str(link)
 
 
 def _read_zip(path: str) -> tuple[Any, str]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import mmap
 import re
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
-from ._worker import Request
-from ._worker_tensorflow_freeze import refuse_large
+from ._worker import Request, WorkerError
+from ._worker_tensorflow_size import refuse_large
 from ._worker_tensorflow_subject import Dim, Graph, Port, Subject
 
 _DECORATION = re.compile(r"^serving_default_|^StatefulPartitionedCall/|:\d+$")
@@ -18,9 +20,10 @@ _DECORATION = re.compile(r"^serving_default_|^StatefulPartitionedCall/|:\d+$")
 
 
 def load_lite(request: Request) -> Subject:
-    """Return the subject of a .tflite file."""
+    """Return the subject of a .tflite file. Raises WorkerError (source) when it is damaged."""
     path = request["source"]
     refuse_large(Path(path).stat().st_size)
+    _check(path)
     interpreter = tf.lite.Interpreter(model_path=path)
     titles = _titles(interpreter)
     details = [
@@ -42,6 +45,41 @@ def load_lite(request: Request) -> Subject:
         return {port.name: interpreter.get_tensor(d["index"]) for port, d in zip(outputs, details[1], strict=True)}
 
     return Subject(inputs, outputs, call, lambda: Graph(tflite=path))
+
+
+def _check(path: str) -> None:
+    """Raise WorkerError (source) when a part of the file is not in it: the interpreter trusts all its offsets."""
+    from tensorflow.lite.python import schema_py_generated as schema  # pyright: ignore[reportMissingImports]
+
+    with open(path, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        try:
+            model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(data, 0))
+            broken = _broken_index(model)
+        except (struct.error, ValueError, TypeError, IndexError, OverflowError):
+            broken = "parts of it lie beyond its end"
+        else:
+            del model  # which has views of the file
+        if broken:
+            raise WorkerError("source", f"'{path}' is damaged or cut short ({broken}).", "Copy the file again.")
+
+
+def _broken_index(model: Any) -> str:
+    """Return which of the model's numbers of its own parts names none, empty when each names one."""
+    for graph in model.subgraphs or []:
+        tensors, operators = len(graph.tensors or []), graph.operators or []
+        sides = [side for part in (graph, *operators) for side in (part.inputs, part.outputs)]
+        used = [index for side in sides for index in _listed(side)]
+        if any(not -1 <= index < tensors for index in used):
+            return "an operator reads a tensor that is not there"
+        if any(not 0 <= each.opcodeIndex < len(model.operatorCodes or []) for each in operators):
+            return "an operator has no kind"
+        if any(not 0 <= each.buffer < len(model.buffers or []) for each in graph.tensors or []):
+            return "a tensor has no buffer"
+    return ""
+
+
+def _listed(indices: Any) -> list[int]:
+    return [] if indices is None else [int(index) for index in indices]
 
 
 def _titles(interpreter: Any) -> tuple[dict[int, str], dict[int, str]]:

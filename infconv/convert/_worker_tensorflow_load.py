@@ -12,6 +12,7 @@ from ._worker_tensorflow_graph import load_frozen
 from ._worker_tensorflow_keras import load_keras
 from ._worker_tensorflow_lite import load_lite
 from ._worker_tensorflow_signature import subject_of
+from ._worker_tensorflow_size import refuse_large_checkpoint
 
 DEFAULT_SIGNATURE = "serving_default"
 
@@ -55,6 +56,7 @@ def _load_saved_model(request: Request) -> Any:
     tags = [tags] if isinstance(tags, str) else tags
     path = request["source"]
     _check_tags(path, tags)
+    refuse_large_checkpoint(path)
     with tf.device("/cpu:0"):
         loaded = tf.saved_model.load(path, tags=tags)
     name = _signature(path, loaded.signatures, options.get("signature"))
@@ -69,6 +71,8 @@ def _check_tags(path: str, tags: list[str] | None) -> None:
     from tensorflow.python.saved_model.loader_impl import parse_saved_model  # pyright: ignore[reportMissingImports]
 
     found = [sorted(graph.meta_info_def.tags) for graph in parse_saved_model(path).meta_graphs]
+    if not found:
+        raise WorkerError("source", f"'{path}' holds no graph: its saved_model.pb is empty.", "Save the model again.")
     shown = "; ".join(",".join(each) or "(none)" for each in found)
     if tags is not None and sorted(tags) not in found:
         raise WorkerError("usage", f"'{path}' has no graph tagged {','.join(tags)}.", f"Its graphs: {shown}.")

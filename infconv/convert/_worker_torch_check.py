@@ -30,12 +30,11 @@ def check(path: str, subject: Subject, seed: int, *, traced: bool, doubted: bool
     `doubted`: another road found a dimension fixed, so that the module has to run with another size of it.
     """
     if importlib.util.find_spec("onnx"):
-        import onnx
+        from ._worker_checker import fault
 
-        try:
-            onnx.checker.check_model(path)
-        except onnx.checker.ValidationError as error:
-            return f"the ONNX checker refuses the result: {str(error).strip().splitlines()[0]}"
+        found = fault(path)
+        if found:
+            return f"the ONNX checker refuses the result: {found}"
     if not importlib.util.find_spec("onnxruntime") or _bytes(path) > LARGEST_BYTES:
         return None
     return _compare(path, subject, seed, traced, doubted)

@@ -49,7 +49,7 @@ def export(subject: Subject, request: Request) -> list[dict[str, object]]:
     """
     attempts: list[dict[str, object]] = []
     refused: DimError | None = None
-    for name, road in _roads(subject, attempts):
+    for name, road in _mapped(subject) if request["handlers"] else _roads(subject, attempts):
         started = time.monotonic()
         error: BaseException | None = None
         try:
@@ -114,6 +114,20 @@ def _roads(subject: Subject, attempts: list[dict[str, object]]) -> Iterator[tupl
         yield "torchscript-script", _scripted
 
 
+def _mapped(subject: Subject) -> list[tuple[str, Road]]:
+    """Return the roads that ask the user's handlers: the TorchScript exporter knows nothing of them."""
+    if subject.program is not None:
+        return [("dynamo", _program)]
+    assert subject.flat is not None
+    if isinstance(subject.flat.module, torch.jit.ScriptModule):
+        raise WorkerError(
+            "usage",
+            "Source option handlers maps operators of torch.export, and this is TorchScript.",
+            "Convert the module itself (my_module:build_model), or what torch.export.save wrote.",
+        )
+    return [("dynamo", _dynamo), ("dynamo-strict", _dynamo_strict)]
+
+
 def _dynamo(subject: Subject, request: Request) -> Any:
     return _to_onnx(capture(subject, strict=False), request)
 
@@ -153,7 +167,8 @@ def _unsupported(error: Exception, program: torch.export.ExportedProgram) -> Roa
     if not found:
         return None
     name = f"{found.group(1)}.{found.group(2)}"
-    node = next((each for each in program.graph.nodes if str(each.target) == name), None)
+    graphs = [part.graph for part in program.graph_module.modules() if isinstance(part, torch.fx.GraphModule)]
+    node = next((each for graph in graphs for each in graph.nodes if str(each.target) == name), None)
     stack = list(node.meta.get("nn_module_stack", {}).values()) if node is not None else []
     path = str(stack[-1][0]).rpartition("module.")[2] if stack else ""
     place = f" (in module {path})" if path and path != "module" else ""

@@ -42,10 +42,14 @@ def shuffle_statistics(model: Any) -> Any:
 
 def freeze(model: Any, path: Path, *, lower: bool = False) -> None:
     """Write the GraphDef of a Keras model with its variables as constants, as TF 1 and many scripts did."""
-    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
-
     specs = [tf.TensorSpec(t.shape, t.dtype, name=t.name) for t in model.inputs]
     concrete = tf.function(lambda *x: model(x if len(x) > 1 else x[0], training=False)).get_concrete_function(*specs)
+    freeze_function(concrete, path, lower=lower)
+
+
+def freeze_function(concrete: Any, path: Path, *, lower: bool = False) -> None:
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
     frozen = convert_variables_to_constants_v2(concrete, lower_control_flow=lower)
     path.write_bytes(frozen.graph.as_graph_def().SerializeToString())
 
@@ -129,18 +133,24 @@ def wide(folder: Path) -> None:
     keras.Model(x, layers.Dense(64)(layers.GRU(96)(hidden))).save(folder / "wide_recurrent.keras")
 
 
+def small_recurrent(kind: str, length: int | None, batch: int | None) -> Any:
+    keras.utils.set_random_seed(0)
+    x = layers.Input((length, 4), batch, name="steps")
+    hidden = getattr(layers, kind)(8, return_sequences=True)(x)
+    return keras.Model(x, layers.Dense(2)(layers.Bidirectional(getattr(layers, kind)(6))(hidden)))
+
+
 @maker
 def recurrent(folder: Path) -> None:
     for kind in ("LSTM", "GRU"):
-        keras.utils.set_random_seed(0)
-        x = layers.Input((None, 4), name="steps")
-        hidden = getattr(layers, kind)(8, return_sequences=True)(x)
-        model = keras.Model(x, layers.Dense(2)(layers.Bidirectional(getattr(layers, kind)(6))(hidden)))
-        name = kind.lower()
+        model, name = small_recurrent(kind, None, None), kind.lower()
         model.save(folder / f"{name}.keras")
         model.save(folder / f"{name}.h5")
         model.export(folder / name, verbose=False)
         freeze(model, folder / f"{name}.pb")
+        # TensorFlow Lite has no lists of tensors: its recurrent networks have fixed sizes.
+        converter = tf.lite.TFLiteConverter.from_keras_model(small_recurrent(kind, 6, 1))
+        (folder / f"{name}.tflite").write_bytes(converter.convert())
     freeze(model, folder / "gru_lowered.pb", lower=True)
 
 
@@ -172,6 +182,7 @@ class Flow(tf.Module):
 def flow(folder: Path) -> None:
     module = Flow()
     tf.saved_model.save(module, folder / "flow", {"serving_default": module.serve, "outer": module.outer})
+    freeze_function(module.serve.get_concrete_function(), folder / "flow.pb")
 
 
 @maker
@@ -198,6 +209,14 @@ def unsupported(folder: Path) -> None:
             return tf.math.multiply_no_nan(value, value + 3.0) + 1.0
 
     keras.Model(x, Odd(name="odd_layer")(x)).export(folder / "unsupported", verbose=False)
+
+    class Branch(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec((None, 4), tf.float32, name="x")])
+        def serve(self, x: Any) -> Any:
+            return tf.math.multiply_no_nan(x, x + 3.0) if tf.reduce_sum(x) > 1.0 else x - 1.0
+
+    module = Branch()
+    tf.saved_model.save(module, folder / "unsupported_branch", module.serve)
 
 
 @maker
@@ -236,6 +255,20 @@ def lambda3(folder: Path) -> None:
     model.save_weights(folder / "only.weights.h5")
     (folder / "only.weights.h5").rename(folder / "weights_alone.h5")
     tf.train.Checkpoint(step=tf.Variable(1)).save(str(folder / "checkpoint" / "ckpt"))
+
+
+@maker
+def huge(folder: Path) -> None:
+    """A file of 2.5 GB, of which the disk holds only the first bytes."""
+    import h5py
+
+    keras.Sequential([layers.Input((4,)), layers.Dense(2)]).save(folder / "huge.h5")
+    with h5py.File(folder / "huge.h5", "r+") as file:
+        creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        space = h5py.h5s.create_simple((625_000_000,))
+        h5py.h5d.create(file["model_weights"].id, b"kernel", h5py.h5t.IEEE_F32LE, space, creation)
 
 
 def application(name: str, size: int, folder: Path) -> None:

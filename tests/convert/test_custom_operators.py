@@ -7,6 +7,7 @@ from typing import Any
 
 import onnx
 import pytest
+import torch
 
 from infconv.convert._worker import WorkerError, load_handlers
 
@@ -27,7 +28,8 @@ class Block(nn.Module):
         super().__init__()
         self.linear = nn.Linear(8, 8)
     def forward(self, x):
-        return swoosh(self.linear(x), 2.0)
+        y = self.linear(x)
+        return torch.cond(y.sum() > 0, lambda y: swoosh(y, 2.0), lambda y: swoosh(y, 3.0), (y,))
 
 class Net(nn.Module):
     def __init__(self):
@@ -88,6 +90,13 @@ def test_the_users_module_maps_it(infconv: Any, model: str, tmp_path: Path):
 def test_a_handler_is_verified(infconv: Any, model: str, handlers: str, code: int, words: str):
     done = infconv("convert", model, "--input", "x:batch,8", "--source-option", f"handlers={handlers}")
     assert (done.code, words in done.err) == (code, True), done.err
+
+
+def test_torchscript_knows_no_handlers(infconv: Any, model: str, tmp_path: Path):
+    traced = torch.jit.trace(torch.nn.Linear(8, 8), torch.zeros(1, 8))
+    torch.jit.save(traced, tmp_path / "net.pt")
+    done = infconv("convert", "net.pt", "--input", "input:batch,8", "--source-option", "handlers=my_operators")
+    assert (done.code, "maps operators of torch.export, and this is TorchScript" in done.err) == (2, True), done.err
 
 
 def test_a_source_option_is_a_key_and_a_value(infconv: Any, model: str):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 import subprocess
 import zipfile
 from collections import Counter
@@ -21,7 +22,7 @@ import onnxruntime as ort
 import pytest
 
 from infconv import environments
-from infconv.convert import _worker_source, recognise
+from infconv.convert import recognise
 from infconv.convert._base import SourceRequest, parse_input
 from infconv.convert._worker_client import WorkerProcess
 from infconv.convert._worker_source import WorkerSource
@@ -32,10 +33,12 @@ from infconv.pipeline import execute
 from infconv.reference import make_reference
 from infconv.result import Result
 from infconv.spec import PipelineSpec
+from tests.convert.shared_worker import lend, started
 
 MAKER = Path(__file__).with_name("tensorflow_models.py")
 SMALL = ("cnn", "sequential", "transformer", "recurrent", "wide", "flow", "version1", "unsupported", "no_rank")
-SMALL += ("keras2", "lambda3")
+SMALL += ("keras2", "lambda3", "huge")
+SUFFIXES = (".keras", ".h5", "", ".pb", ".tflite")
 PEAK_BYTES = 2.8e9
 
 
@@ -63,31 +66,17 @@ def models(python: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def worker(python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
-    """One process for most of the tests: starting TensorFlow takes longer than a small export."""
+    """One process for most of the tests."""
     home = tmp_path_factory.mktemp("home")
     (home / "my_operators.py").write_text(HANDLERS)
-    with pytest.MonkeyPatch.context() as patch, WorkerProcess("tensorflow", python, None, home / "log") as process:
-        patch.chdir(home)
-        with pytest.raises(InfconvError):
-            process.ask({"op": "start"})
+    with started("tensorflow", python, home) as process:
         yield process
-
-
-class Lent:
-    """A worker that stays when its borrower closes it."""
-
-    def __init__(self, process: WorkerProcess) -> None:
-        self.ask = process.ask
-        self.log = process.log
-
-    def close(self) -> None:
-        """Leave the process to the next test."""
 
 
 @pytest.fixture
 def shared(worker: WorkerProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sources are opened in the shared worker."""
-    monkeypatch.setattr(_worker_source, "WorkerProcess", lambda *_: Lent(worker))
+    lend(worker, monkeypatch)
 
 
 def opened(path: Path, folder: Path, *inputs: str, **more: Any) -> WorkerSource:
@@ -148,6 +137,17 @@ def test_a_saved_model_is_a_folder_too(tmp_path: Path) -> None:
     assert recognise(str(tmp_path)) == ("tensorflow", "saved-model")
 
 
+def test_a_damaged_file_is_known_by_its_name(infconv: Any, tmp_path: Path) -> None:
+    (tmp_path / "cut.keras").write_bytes(keras_file()[:100])
+    with pytest.raises(SourceError, match=r"cut\.keras' is damaged or cut short \(File is not a zip file\)"):
+        opened(tmp_path / "cut.keras", tmp_path)
+    (tmp_path / "model.h5").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    (tmp_path / "model.tflite").write_bytes(b"")
+    for name, words in (("model.h5", "is a Git LFS pointer"), ("model.tflite", "is empty")):
+        outcome = infconv("convert", name)
+        assert (outcome.code, words in outcome.err) == (3, True), outcome.err
+
+
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x0a\x02\x0a\x00", b"\x0a\xff\xff\xff", b"hello", bytes(8)])
 def test_other_files_are_not_tensorflow_s(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "model.bin").write_bytes(content)
@@ -194,6 +194,7 @@ EXPORTS = {
     "gru.h5": STEPS,
     "gru": STEPS,
     "gru.pb": STEPS,
+    "lstm.tflite": {"steps": [1, 6, 4]},
     "wide_recurrent.keras": {"steps": ["batch", "sequence", 32]},
     "flow": {"x": ["batch", 4]},
     "version1": {"features": ["batch", 4]},
@@ -220,6 +221,14 @@ def test_a_quantised_tflite_keeps_its_types_and_bits(models: Path, shared: None,
         assert operators["QuantizeLinear"] > 5
         assert operators["DequantizeLinear"] > 5
         assert worst_error(source) == 0
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize(("name", "renamed"), [("cnn.h5", "cnn.keras"), ("cnn.keras", "cnn.bin"), ("keras2.h5", "old")])
+def test_keras_files_may_have_any_name(name: str, renamed: str, models: Path, shared: None, tmp_path: Path) -> None:
+    shutil.copy(models / name, tmp_path / renamed)
+    with opened(tmp_path / renamed, tmp_path) as source:
+        assert worst_error(source) < 1e-5
 
 
 @pytest.mark.tensorflow
@@ -277,8 +286,9 @@ def test_an_unknown_operator_is_named_and_can_be_mapped(models: Path, shared: No
     with pytest.raises(UnsupportedError, match=r"MulNoNan .*odd_layer.* has no conversion") as caught:
         opened(models / "unsupported", tmp_path)
     assert "handlers=MODULE" in caught.value.hint
-    with opened(models / "unsupported", tmp_path, options={"handlers": "my_operators"}) as source:
-        assert worst_error(source) < 1e-5
+    for name in ("unsupported", "unsupported_branch"):
+        with opened(models / name, tmp_path, options={"handlers": "my_operators"}) as source:
+            assert worst_error(source) < 1e-5
 
 
 # --- refusals ------------------------------------------------------------------------------------------------------
@@ -322,6 +332,56 @@ def test_refusals_say_why(case: str, models: Path, shared: None, tmp_path: Path)
     assert not list(tmp_path.glob("model.onnx*"))
 
 
+@pytest.mark.tensorflow
+@pytest.mark.parametrize(
+    "name", ["cnn.keras", "cnn.h5", "cnn.pb", "cnn.tflite", "cnn_int8.tflite", "transformer.tflite"]
+)
+def test_a_file_that_was_cut_short_is_one_sentence(name: str, models: Path, shared: None, tmp_path: Path) -> None:
+    content = (models / name).read_bytes()
+    for share in (0.1, 0.5, 0.95):
+        (tmp_path / name).write_bytes(content[: int(share * len(content))])
+        with pytest.raises(SourceError, match=r"damaged or cut short|cannot be read as a") as caught:
+            opened(tmp_path / name, tmp_path)
+        assert "\n" not in caught.value.message
+        assert caught.value.hint
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize(
+    "part", ["saved_model.pb", "variables/variables.index", "variables/variables.data-00000-of-00001"]
+)
+def test_a_saved_model_that_was_cut_short_is_one_sentence(
+    part: str, models: Path, shared: None, tmp_path: Path
+) -> None:
+    shutil.copytree(models / "cnn", tmp_path / "cnn")
+    content = (tmp_path / "cnn" / part).read_bytes()
+    for size in (len(content) // 2, 0):
+        (tmp_path / "cnn" / part).write_bytes(content[:size])
+        with pytest.raises(SourceError, match="cannot be read as a|is empty|holds no graph") as caught:
+            opened(tmp_path / "cnn", tmp_path)
+        assert "\n" not in caught.value.message
+
+
+@pytest.mark.tensorflow
+def test_a_model_too_large_for_a_graph_is_refused_before_it_is_loaded(
+    models: Path, worker: WorkerProcess, shared: None, tmp_path: Path
+) -> None:
+    assert (models / "huge.h5").stat().st_size > 2**31
+    before = worker.peak_memory
+    with pytest.raises(
+        UnsupportedError, match=r"2\.5 GB of weights; the conversion from TensorFlow ends at 2 GB"
+    ) as caught:
+        opened(models / "huge.h5", tmp_path)
+    assert "in float16" in caught.value.hint
+    assert worker.peak_memory < before + 500e6
+    # large files of a small model, such as those with an optimizer's variables, are none of that
+    shutil.copytree(models / "cnn", tmp_path / "cnn")
+    with (tmp_path / "cnn" / "variables" / "variables.data-00000-of-00001").open("r+b") as stream:
+        stream.truncate(2_500_000_000)
+    with opened(tmp_path / "cnn", tmp_path) as source:
+        assert worst_error(source) < 1e-5
+
+
 # --- targets -------------------------------------------------------------------------------------------------------
 
 
@@ -338,17 +398,26 @@ def converted(path: Path, folder: Path, targets: list[str], *precisions: str, **
     return result
 
 
-@pytest.mark.tensorflow
-@pytest.mark.parametrize("name", ["cnn.keras", "transformer", "lstm.h5", "gru.pb"])
-def test_every_target_in_fp32_and_fp16(name: str, models: Path, shared: None, tmp_path: Path) -> None:
-    converted(models / name, tmp_path, ["onnx", "openvino", "tensorrt"], "fp32", "fp16")
+MATRIX = [
+    *(f"{name}{suffix}" for name in ("cnn", "transformer", "lstm", "gru") for suffix in SUFFIXES),
+    *("flow", "flow.pb", "version1"),
+]
 
 
 @pytest.mark.tensorflow
-@pytest.mark.parametrize("name", ["cnn_int8.tflite", "flow"])
-def test_quantised_models_and_control_flow_reach_targets(name: str, models: Path, shared: None, tmp_path: Path) -> None:
-    """TensorRT has no asymmetric INT8, and no If around a Loop of data."""
-    converted(models / name, tmp_path, ["onnx", "openvino"], "fp32")
+@pytest.mark.parametrize("name", MATRIX)
+def test_every_model_from_every_format_to_every_target(name: str, models: Path, shared: None, tmp_path: Path) -> None:
+    result = converted(models / name, tmp_path, ["onnx", "openvino", "tensorrt"], "fp32", "fp16")
+    for artifact in result.artifacts:
+        assert artifact.verification.reference.startswith("tensorflow ")
+        errors = [output.sqnr_db for sample in artifact.verification.samples for output in sample.outputs]
+        least = {"fp32": 80, "fp16": 40}[artifact.precision]  # decibel: 1e-4 and 1e-2 of the output
+        assert all(error is None or error > least for error in errors), (artifact.target, artifact.precision)
+
+
+@pytest.mark.tensorflow
+def test_a_quantised_model_reaches_what_has_asymmetric_int8(models: Path, shared: None, tmp_path: Path) -> None:
+    converted(models / "cnn_int8.tflite", tmp_path, ["onnx", "openvino"], "fp32")
 
 
 @pytest.mark.tensorflow

@@ -23,6 +23,7 @@ from infconv.convert._worker_client import WorkerProcess
 from infconv.convert._worker_source import WorkerSource
 from infconv.convert.from_torch import FromTorch
 from infconv.errors import InfconvError, SourceError, UnsupportedError, UsageError
+from tests.convert.shared_worker import lend, started
 
 MODELS = '''
 import torch
@@ -98,28 +99,15 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def worker(home: Path) -> Iterator[WorkerProcess]:
-    """One process for most of the tests: starting PyTorch takes longer than a small export."""
-    with pytest.MonkeyPatch.context() as patch, WorkerProcess("torch", None, None, home / "shared.log") as process:
-        patch.chdir(home)
-        with pytest.raises(InfconvError):
-            process.ask({"op": "start"})
+    """One process for most of the tests."""
+    with started("torch", None, home) as process:
         yield process
-
-
-class Lent:
-    """A worker that stays when its borrower closes it."""
-
-    def __init__(self, process: WorkerProcess) -> None:
-        self.ask = process.ask
-
-    def close(self) -> None:
-        """Leave the process to the next test."""
 
 
 @pytest.fixture
 def folder(home: Path, worker: WorkerProcess, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A folder of the test's own, as the current one; its sources are opened in the shared worker."""
-    monkeypatch.setattr(_worker_source, "WorkerProcess", lambda *_: Lent(worker))
+    lend(worker, monkeypatch)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
