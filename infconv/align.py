@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from infconv.bodies import controls, label
 from infconv.compare import OutputError, Tolerance, compare_values
 from infconv.computation import Digester
 from infconv.errors import InfconvError
@@ -25,7 +26,7 @@ class Layer:
     a: str
     b: str
     node: str
-    """The operator of `b` that computes it, and the node's name."""
+    """The operator of `b` that computes it, the node's name, and in which branch or iteration it is."""
     how: How
     """What tells that the two belong together."""
     error: OutputError
@@ -60,7 +61,7 @@ def align(
         partners = matcher.partners(node)
         for value, (partner, how) in partners.items():
             error = compare_values(value, of_a[partner], of_b[value], tolerance)
-            layers.append(Layer(partner, value, f"{node.op_type} '{node.name or value}'", how, error))
+            layers.append(Layer(partner, value, label(node, value), how, error))
     return layers
 
 
@@ -68,12 +69,34 @@ def first_divergence(layers: Sequence[Layer], b: ir.Model) -> Layer | None:
     """Return the first layer that differs and that an output that differs depends on; None when all agree."""
     wrong = {layer.b: layer for layer in layers if not layer.error.ok}
     outputs = [value for value in b.graph.outputs if value.name in wrong] or list(b.graph.outputs)
-    behind = _ancestors(outputs)
+    behind = _ancestors(outputs, {value.name: value for node in b.graph for value in node.outputs})
     return next((layer for name, layer in wrong.items() if name in behind), next(iter(wrong.values()), None))
 
 
-def _ancestors(values: Sequence[ir.Value]) -> set[str]:
-    """Return the names of `values` and of all that they are computed from."""
+def blamed(layers: Sequence[Layer], layer: Layer, b: ir.Model) -> str:
+    """Return what computes `layer`, and what before it has no counterpart and may be the cause."""
+    unknown = unmatched_before(layers, layer, b)
+    names = ", ".join(unknown[:3]) + (" …" if len(unknown) > 3 else "")
+    return f"{layer.node}, or what has no counterpart before it: {names}" if unknown else layer.node
+
+
+def unmatched_before(layers: Sequence[Layer], layer: Layer, b: ir.Model) -> list[str]:
+    """Return the values that `layer` is computed from, back to those that have a counterpart, and have none."""
+    known = {other.b for other in layers}
+    named = {value.name: value for node in b.graph for value in node.outputs}
+    found: dict[str, None] = {}
+    todo = [named[layer.b]]
+    while todo:
+        producer = todo.pop().producer()
+        for value in producer.inputs if producer is not None else ():
+            if value is not None and value.producer() is not None and value.name not in {*known, *found}:
+                found[value.name or ""] = None
+                todo.append(value)
+    return list(found)
+
+
+def _ancestors(values: Sequence[ir.Value], named: Mapping[str | None, ir.Value]) -> set[str]:
+    """Return the names of `values`, of all that they are computed from, and of what decided that they are."""
     from infconv.passes._graphs import nested_nodes
 
     found: set[str] = set()
@@ -86,6 +109,7 @@ def _ancestors(values: Sequence[ir.Value]) -> set[str]:
             if producer is not None:  # what its subgraphs take from outside counts as well
                 users = (producer, *nested_nodes(producer))
                 todo += [v for user in users for v in user.inputs if v is not None]
+                todo += [named[name] for name in controls(producer) if name in named]
     return found
 
 
@@ -98,6 +122,7 @@ class _Matcher:
         self._partner = {value.name or "": value.name or "" for value in a.graph.inputs}
         """Value of b -> value of a."""
         self._computed = {v.name: None for node in a.graph for v in node.outputs if v.name in of_a}
+        self._outputs = {v.name for v in a.graph.outputs if v.name in self._computed}
         self._by_key: dict[Any, ir.Node] = {}
         for node in a.graph:
             self._by_key.setdefault(self._key(node, {}), node)
@@ -124,6 +149,8 @@ class _Matcher:
         if twin is not None and index < len(twin.outputs) and twin.outputs[index].name in self._computed:
             return twin.outputs[index].name or "", "structure"
         equal = self._prints.find(value)
+        if equal is None and name in self._outputs:  # of another shape, but promised under this name
+            return name, "name"
         return None if equal is None else (equal, "value")
 
     def _key(self, node: ir.Node, partner: Mapping[str, str]) -> object:

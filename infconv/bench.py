@@ -77,10 +77,10 @@ def bench(
     dims: Mapping[str, DimRange] | None = None,
     settings: Settings | None = None,
 ) -> list[BenchRow]:
-    """Measure the ONNX files and OpenVINO IRs `models` on the same inputs; return a row for each.
+    """Measure the ONNX files, OpenVINO IRs and TensorRT engines `models` on the same inputs; return a row for each.
 
     `inputs` is an .npz; otherwise inputs are seeded, at the usual size of each of `dims`. Raises SourceError,
-    UnsupportedError (an engine cannot run here), UsageError.
+    UnsupportedError (an engine whose GPU is not here), UsageError.
     """
     chosen = settings or Settings()
     if not models:
@@ -102,11 +102,11 @@ def _check(path: str) -> None:
     if not Path(path).is_file():
         raise SourceError(f"'{path}' does not exist.", "Check the path.")
     if path.endswith(".engine"):
-        raise UnsupportedError(
-            f"'{path}' is a TensorRT engine, which only runs on its GPU.", "Measure it there, with trtexec."
-        )
-    if Path(path).suffix not in (".onnx", ".xml"):
-        raise UsageError(f"'{path}' is neither an ONNX file nor an OpenVINO IR.", "Convert it first.")
+        from infconv.convert._tensorrt_execute import runtime_for
+
+        runtime_for(Path(path))
+    elif Path(path).suffix not in (".onnx", ".xml"):
+        raise UsageError(f"'{path}' is no ONNX file, OpenVINO IR or TensorRT engine.", "Convert it first.")
 
 
 def _feeds(models: Sequence[str], given: str | None, dims: Mapping[str, DimRange], seed: int) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def _feeds(models: Sequence[str], given: str | None, dims: Mapping[str, DimRange
     described = next((model for model in models if model.endswith(".onnx")), None)
     if described is None:
         if given is None:
-            raise UsageError("Inputs cannot be made from an OpenVINO IR alone.", "Give --inputs FILE.npz.")
+            raise UsageError("Inputs can only be made from an ONNX file, and there is none.", "Give --inputs FILE.npz.")
         from infconv.reference import read_npz
 
         return dict(read_npz(given, "--inputs"))
@@ -135,7 +135,9 @@ class _Worker:
     def __init__(self, path: str, feeds: Mapping[str, Any], threads: int | None) -> None:
         import multiprocessing
 
-        context = multiprocessing.get_context("fork") if CAN_FORK else multiprocessing.get_context("spawn")
+        # CUDA does not survive a fork, and this process has asked it for the GPU.
+        forks = CAN_FORK and not path.endswith(".engine")
+        context = multiprocessing.get_context("fork") if forks else multiprocessing.get_context("spawn")
         self.path = path
         self._pipe, theirs = context.Pipe()
         self._process: ForkProcess | SpawnProcess = context.Process(
@@ -185,7 +187,7 @@ def _serve(path: str, feeds: dict[str, Any], threads: int | None, pipe: Connecti
     try:
         before = _resident_mb()
         start = time.perf_counter()
-        runtime, call = (_in_openvino if path.endswith(".xml") else _in_onnxruntime)(path, feeds, threads)
+        runtime, call = _OPENERS[Path(path).suffix](path, feeds, threads)
         call()
         pipe.send((runtime, time.perf_counter() - start))
         while (request := pipe.recv()) != "end":
@@ -242,6 +244,22 @@ def _in_openvino(path: str, feeds: Mapping[str, Any], threads: int | None) -> tu
     except RuntimeError as error:
         raise _refused("OpenVINO", path, error) from error
     return f"openvino {openvino.__version__}", lambda: request.infer(given)
+
+
+def _in_tensorrt(path: str, feeds: Mapping[str, Any], _threads: int | None) -> tuple[str, Callable[[], object]]:
+    """Open an engine; a run includes the transfers to and from the GPU, as a caller pays for them."""
+    from infconv.convert._tensorrt_execute import open_session
+    from infconv.convert._tensorrt_session import NotRun
+
+    by, session = open_session(Path(path))
+    try:
+        session.run(feeds)
+    except NotRun as error:
+        raise _refused("TensorRT", path, error) from error
+    return by, lambda: session.run(feeds)
+
+
+_OPENERS = {".onnx": _in_onnxruntime, ".xml": _in_openvino, ".engine": _in_tensorrt}
 
 
 def _refused(runtime: str, path: str, error: Exception) -> UnsupportedError:

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infconv import repro
-from infconv.align import Layer, align, first_divergence, record
+from infconv.align import Layer, align, blamed, first_divergence, record
+from infconv.bodies import observe
 from infconv.calibrated import PRECISIONS
+from infconv.convert._delivery import check_delivered
 from infconv.errors import InfconvError
 from infconv.observe import Observer, Observers
 from infconv.opening import load_source, open_calibration
-from infconv.pipeline import Job, plan
+from infconv.planning import Job, plan
 from infconv.reduce import Cutter, reduce
 from infconv.reference import Reference, Sample, make_reference
 from infconv.replay import Culprit, ExportReplay, StepReplay, find_rewrite
@@ -50,9 +52,9 @@ class Bisection:
     node: str = ""
     """The first node, after the step, that computes something else than before; else what is left of the model."""
     nodes: int = 0
-    """Nodes of the model in the folder."""
+    """Nodes of the model in the folder, those in bodies included."""
     nodes_before: int = 0
-    """Nodes of the model before the step."""
+    """Nodes of the model before the step, likewise; of two models those of the second."""
     repro: repro.Repro | None = None
 
 
@@ -75,7 +77,8 @@ class _Case:
 def bisect(spec: PipelineSpec, folder: Path, observers: Sequence[Observer] = ()) -> Bisection:
     """Find what makes the conversion `spec` fail, and write `folder`. An empty Bisection: nothing differs.
 
-    Raises the InfconvErrors of a conversion that fails before its first step, and UsageError for a folder in use.
+    Raises the InfconvErrors of a conversion that fails before its first step, UsageError for a folder in use, and
+    VerificationError when nothing differs but the artifact does not have the precision that was asked for.
     """
     from infconv.convert import open_source
 
@@ -131,8 +134,11 @@ def _bisect_job(
             return _of_stage(_Case(spec, job, stage, broke.model, sample, broke.fault), folder)
     with watch.stage(f"export to {job.exporter.target} and compare"):
         stage = ExportReplay(job, final)
-        fault = stage.run(model, reference.samples).fault
+        outcome = stage.run(model, reference.samples, prove=True)
+        fault = outcome.fault
         if fault is None:
+            if outcome.delivered is not None:  # the other reason for which a conversion fails at its end
+                check_delivered(outcome.delivered, job.entry.precision, job.exporter.target, context.notes)
             return Bisection()
         return _of_stage(_Case(spec, job, stage, model, _failing(reference, fault), fault), folder)
 
@@ -148,7 +154,7 @@ def _of_source(model: ir.Model, reference: Reference, fault: Fault, folder: Path
     arrays = {"inputs.npz": sample.inputs, "expected.npz": sample.outputs}
     repro.write(folder, {"model.onnx": model}, arrays, None, command)
     written = repro.attempt(folder, command, repro.Expected((5,), ""))
-    count = len(model.graph)
+    count = size(model)
     return Bisection("export from the source", fault, nodes=count, nodes_before=count, repro=written)
 
 
@@ -156,10 +162,10 @@ def _of_source(model: ir.Model, reference: Reference, fault: Fault, folder: Path
 
 
 def _of_stage(case: _Case, folder: Path) -> Bisection:
-    culprit, layer = None, None
+    culprit, layer, node = None, None, ""
     if isinstance(case.stage, StepReplay):
         culprit = find_rewrite(case.stage, case.model, case.sample, case.fault)
-        layer = _divergence(case, case.stage)
+        layer, node = _divergence(case, case.stage)
     part = _smallest(case, layer)
     model, sample = part or (case.model, case.sample)
     written = _write(case, model, sample, folder)
@@ -170,11 +176,16 @@ def _of_stage(case: _Case, folder: Path) -> Bisection:
         culprit=case.step.step_name() if case.step else f"export to {case.job.exporter.target}",
         fault=case.fault,
         rewrite=culprit,
-        node=layer.node if layer else _names(model),
-        nodes=len(model.graph),
-        nodes_before=len(case.model.graph),
+        node=node or _names(model),
+        nodes=size(model),
+        nodes_before=size(case.model),
         repro=written,
     )
+
+
+def size(model: ir.Model) -> int:
+    """Return the number of nodes, those in bodies included."""
+    return sum(1 for _ in model.graph.all_nodes())
 
 
 def _names(model: ir.Model) -> str:
@@ -183,32 +194,44 @@ def _names(model: ir.Model) -> str:
     return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
 
 
-def _divergence(case: _Case, stage: StepReplay) -> Layer | None:
-    """Return the first inner value that differs after the step; None where the model does not run then."""
+def _divergence(case: _Case, stage: StepReplay) -> tuple[Layer | None, str]:
+    """Return the first inner value that differs after the step, and what computes it; None where nothing runs then."""
     after = stage.run(case.model, [case.sample]).model
     if after is None or case.fault.kind != "differs":
-        return None
+        return None, ""
     try:
-        before, behind = record(case.model, case.sample.inputs), record(after, case.sample.inputs)
+        before, behind = observe(case.model, case.sample.inputs), observe(after, case.sample.inputs)
     except InfconvError:
-        return None
-    return first_divergence(align(case.model, after, before, behind, stage.tolerance), after)
+        return None, ""
+    layers = align(before.model, behind.model, before.values, behind.values, stage.tolerance)
+    layer = first_divergence(layers, behind.model)
+    return layer, "" if layer is None else blamed(layers, layer, behind.model)
 
 
 def _smallest(case: _Case, layer: Layer | None) -> tuple[ir.Model, Sample] | None:
-    """Return the smallest part of the model before the step on which the step fails in the same way."""
-    try:
-        cutter = Cutter(case.model, record(case.model, case.sample.inputs))
-    except InfconvError:
-        return None
+    """Return the smallest part of the model before the step on which the step fails in the same way.
+
+    A part of a body that is written out is smaller than one with the body; but some steps fail inside bodies alone.
+    """
 
     def fails(model: ir.Model, sample: Sample) -> bool:
         fault = case.stage.fault(model, [sample])
         return fault is not None and fault.kind == case.fault.kind
 
-    starts = [cutter.behind([layer.a])] if layer else []
-    starts += [cutter.behind([case.fault.output])] if case.fault.output else []
-    return reduce(cutter, fails, [*starts, cutter.nodes])
+    try:
+        seen = observe(case.model, case.sample.inputs)
+        cutters = [Cutter(seen.model, seen.values)]
+        if seen.model is not case.model:
+            cutters.append(Cutter(case.model, record(case.model, case.sample.inputs)))
+    except InfconvError:
+        return None
+    for cutter in cutters:
+        starts = [cutter.behind([layer.a])] if layer else []
+        starts += [cutter.behind([case.fault.output])] if case.fault.output else []
+        found = reduce(cutter, fails, [*starts, cutter.nodes])
+        if found is not None:
+            return found
+    return None
 
 
 def _write(case: _Case, model: ir.Model, sample: Sample, folder: Path) -> repro.Repro:

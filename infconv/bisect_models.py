@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infconv import repro
-from infconv.align import Layer, align, first_divergence, record
-from infconv.bisect import Bisection
+from infconv.align import Layer, align, blamed, first_divergence
+from infconv.bisect import Bisection, size
+from infconv.bodies import Observed, observe
 from infconv.compare import Tolerance, compare_outputs
 from infconv.reduce import Cutter
 from infconv.reference import Sample
@@ -46,38 +47,34 @@ def bisect_models(
 def _compare(
     first: Runnable, a: ir.Model, b: ir.Model, sample: Sample, tolerance: Tolerance, folder: Path
 ) -> Bisection:
-    of_a, of_b = record(a, sample.inputs), record(b, sample.inputs)
+    seen_a, seen_b = observe(a, sample.inputs), observe(b, sample.inputs)
+    of_a, of_b = seen_a.values, seen_b.values
     outputs = [v.name or "" for v in a.graph.outputs], [v.name or "" for v in b.graph.outputs]
     errors = compare_outputs({n: of_a[n] for n in outputs[0]}, {n: of_b[n] for n in outputs[1]}, tolerance)
     wrong = next((error for error in errors if not error.ok), None)
     if wrong is None:
         return Bisection()
     fault = Fault("differs", f"output '{wrong.name}' at {sample.label}: {wrong.reason}", sample.label, wrong.name)
-    layers = align(a, b, of_a, of_b, tolerance)
-    layer = first_divergence(layers, b)
-    parts = None if layer is None else _cut(a, b, of_a, of_b, layers, layer)
+    layers = align(seen_a.model, seen_b.model, of_a, of_b, tolerance)
+    layer = first_divergence(layers, seen_b.model)
+    parts = None if layer is None else _cut(seen_a, seen_b, layers, layer)
     if parts is None:
         parts = a, b, dict(sample.inputs)
-    return _write(parts, fault, layer, len(b.graph), tolerance, folder)
+    node = "" if layer is None else blamed(layers, layer, seen_b.model)
+    return _write(parts, fault, node, size(b), tolerance, folder)
 
 
 def _cut(
-    a: ir.Model,
-    b: ir.Model,
-    of_a: Mapping[str, Any],
-    of_b: Mapping[str, Any],
-    layers: Sequence[Layer],
-    layer: Layer,
+    a: Observed, b: Observed, layers: Sequence[Layer], layer: Layer
 ) -> tuple[ir.Model, ir.Model, dict[str, Any]] | None:
     """Return the parts of both between the last values that agree and `layer`, with one name for each input and output.
 
     None where they cannot be cut out, or agree when they are fed the same.
     """
-    partner = {v.name or "": v.name or "" for v in b.graph.inputs} | {x.b: x.a for x in layers if x.error.ok}
-    theirs = _between(
-        Cutter(b, {**of_b, **{n: of_a[p] for n, p in partner.items() if p in of_a}}), layer.b, set(partner)
-    )
-    mine = _between(Cutter(a, of_a), layer.a, set(partner.values()))
+    partner = {v.name or "": v.name or "" for v in b.model.graph.inputs} | {x.b: x.a for x in layers if x.error.ok}
+    fed = {**b.values, **{n: a.values[p] for n, p in partner.items() if p in a.values}}
+    theirs = _between(Cutter(b.model, fed), layer.b, set(partner))
+    mine = _between(Cutter(a.model, a.values), layer.a, set(partner.values()))
     if theirs is None or mine is None:
         return None
     for value in theirs[0].graph.inputs:
@@ -95,7 +92,7 @@ def _between(cutter: Cutter, name: str, border: set[str]) -> tuple[ir.Model, Sam
 def _write(
     parts: tuple[ir.Model, ir.Model, dict[str, Any]],
     fault: Fault,
-    layer: Layer | None,
+    node: str,
     before: int,
     tolerance: Tolerance,
     folder: Path,
@@ -108,8 +105,7 @@ def _write(
     command += [] if tolerance.min_sqnr is None else ["--min-sqnr", f"{tolerance.min_sqnr:g}"]
     repro.write(folder, {"reference.onnx": a, "model.onnx": b}, {"inputs.npz": feeds}, None, command)
     written = repro.attempt(folder, command, repro.Expected((5,), ""))
-    node = layer.node if layer else ""
-    return Bisection("the second model", fault, node=node, nodes=len(b.graph), nodes_before=before, repro=written)
+    return Bisection("the second model", fault, node=node, nodes=size(b), nodes_before=before, repro=written)
 
 
 def _declare_missing(a: ir.Model, b: ir.Model, feeds: Mapping[str, Any]) -> None:

@@ -88,9 +88,8 @@ def compute_type(node: ir.Node) -> str:
     operand = node.inputs[0]
     if operand is None:
         return "unknown"
-    producer = operand.producer()
-    quantised = producer is not None and producer.op_type == "DequantizeLinear" and not _has_float_weight(node)
-    if producer is not None and quantised and producer.inputs[0] is not None:
+    producer = None if _has_float_weight(node) else _behind_moves(operand)
+    if producer is not None and producer.op_type == "DequantizeLinear" and producer.inputs[0] is not None:
         operand = producer.inputs[0]
     if node.op_type == "MatMulNBits":
         return f"int{node.attributes.get_int('bits', 4)}"
@@ -105,6 +104,23 @@ def compute_type(node: ir.Node) -> str:
 
 _UNSIGNED = {"uint8": "int8", "uint4": "int4"}
 """The sign is a matter of the zero point."""
+
+
+_MOVES = frozenset(
+    {
+        *("MaxPool", "AveragePool", "Concat", "Split", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze"),
+        *("Resize", "Slice", "Gather", "Tile", "Expand", "DepthToSpace", "SpaceToDepth", "Identity", "ReduceMax"),
+    }
+)
+"""What a compiler moves a DequantizeLinear through, to the operator that computes."""
+
+
+def _behind_moves(value: ir.Value) -> ir.Node | None:
+    """Return what computes `value`, operators that only move elements aside."""
+    producer = value.producer()
+    while producer is not None and producer.op_type in _MOVES and producer.inputs and producer.inputs[0] is not None:
+        producer = producer.inputs[0].producer()
+    return producer
 
 
 def _has_float_weight(node: ir.Node) -> bool:

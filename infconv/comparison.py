@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infconv.agreement import View, compare_decisions
-from infconv.align import Layer, align, first_divergence, record
+from infconv.align import Layer, align, first_divergence, unmatched_before
+from infconv.bodies import observe
 from infconv.compare import TOLERANCES, OutputError, Tolerance, compare_outputs
-from infconv.reference import Sample
+from infconv.errors import UnsupportedError
+from infconv.reference import Sample, random_node
 from infconv.result import SampleCheck
 from infconv.run_artifact import Runnable, open_runnable
 from infconv.spec import SourceEntry
@@ -30,6 +32,8 @@ class LayerCheck:
     """Where they first compute something else; None: nowhere."""
     values: int
     """Inner values of `b`; those that stand for none of `a` have no layer."""
+    unknown: Sequence[str] = ()
+    """Values without a counterpart that `first` is computed from: the cause may lie there."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +77,22 @@ def compare_models(
             mine, theirs = _same_names(first, second, mine, theirs, notes)  # noqa: PLW2901
             checks.append(SampleCheck(sample.label, _judge(mine, theirs, tolerance, view)))
         inside = _look_inside(first, second, samples, checks, tolerance) if layers else None
-    passed = all(output.ok for check in checks for output in check.outputs)
+        passed = all(output.ok for check in checks for output in check.outputs)
+        notes += [*first.notes, *second.notes, *(() if passed else _randomness(first, second))]
     return Comparison(a.path, b.path, passed, checks, inside, list(dict.fromkeys(notes)))
+
+
+def _randomness(*models: Runnable) -> list[str]:
+    """Return a note for each model of which two runs differ by themselves."""
+    notes: list[str] = []
+    for model in models:
+        try:
+            drawn = random_node(model.graph())
+        except UnsupportedError:  # there is no graph to look into
+            continue
+        if drawn:
+            notes.append(f"'{model.path}' draws random numbers ({drawn}): two runs of it differ by themselves.")
+    return notes
 
 
 def _samples(first: Runnable, second: Runnable, inputs: str | None, seed: int) -> list[Sample]:
@@ -117,8 +135,9 @@ def _look_inside(
     """Align the graphs on the first sample whose outputs differ, or else the first."""
     wrong = (i for i, check in enumerate(checks) if not all(output.ok for output in check.outputs))
     sample = samples[next(wrong, 0)]
-    a, b = first.graph(), second.graph()
-    of_a, of_b = record(a, sample.inputs), record(b, sample.inputs)
-    found = align(a, b, of_a, of_b, tolerance)
-    values = sum(1 for node in b.graph for value in node.outputs if value.name)
-    return LayerCheck(sample.label, found, first_divergence(found, b), values)
+    a, b = observe(first.graph(), sample.inputs), observe(second.graph(), sample.inputs)
+    found = align(a.model, b.model, a.values, b.values, tolerance)
+    values = sum(1 for node in b.model.graph for value in node.outputs if value.name)
+    first_wrong = first_divergence(found, b.model)
+    unknown = () if first_wrong is None else unmatched_before(found, first_wrong, b.model)
+    return LayerCheck(sample.label, found, first_wrong, values, unknown)

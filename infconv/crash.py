@@ -15,6 +15,7 @@ from infconv.steps import as_items
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from infconv.planning import Job
     from infconv.runner import StepFailed
 
 FOLDER = Path("infconv-crash")
@@ -46,25 +47,47 @@ def _write_traceback(error: BaseException) -> None:
     (FOLDER / "traceback.txt").write_text(f"{platform.platform()}\n{versions}\n\n{words}", encoding="utf-8")
 
 
-def report_crash(failed: StepFailed, model_before: Callable[[], ir.Model], target: str) -> InfconvError:
+def report_crash(
+    failed: StepFailed, model_before: Callable[[], ir.Model], spec: PipelineSpec, job: Job
+) -> InfconvError:
     """Write the reproducer to FOLDER and return the error that tells of it.
 
-    `model_before` runs the steps before the failed one again, which is cheaper than a copy before each step.
+    `model_before` runs the steps before the failed one again, which is cheaper than a copy before each step. The module
+    of a user's own step is copied beside the pipeline.
     """
     from infconv.model import save
+    from infconv.repro import with_module
 
     cause = failed.__cause__ or failed
     FOLDER.mkdir(exist_ok=True)
     save(model_before(), FOLDER / "model.onnx")
-    spec = PipelineSpec(
-        source=SourceEntry(path="model.onnx"),
-        steps=as_items([failed.step]),
-        targets=[TargetEntry(target=target, output="out/artifact")],
-        verify=VerifyEntry.model_validate({"when": "off"}),
-    )
-    (FOLDER / "pipeline.yaml").write_text(to_yaml(spec), encoding="utf-8")
+    pipeline = with_module(_pipeline(failed, spec, job), failed.step, FOLDER)
+    (FOLDER / "pipeline.yaml").write_text(to_yaml(pipeline), encoding="utf-8")
     _write_traceback(cause)
     return InfconvError(
         failed.message,
         f"A reproducer is in {FOLDER}/: infconv run {FOLDER}/pipeline.yaml. {failed.hint}",
+    )
+
+
+def _pipeline(failed: StepFailed, spec: PipelineSpec, job: Job) -> PipelineSpec:
+    """Return the one step as a pipeline; one that lowers the precision gets the precision and the data for it."""
+    from infconv.verify import lowers_precision
+
+    lowered = lowers_precision(failed.step)
+    calibration = spec.calibration if lowered else None
+    if calibration is not None and Path(calibration.path).exists():
+        calibration = calibration.model_copy(update={"path": str(Path(calibration.path).resolve())})
+    return PipelineSpec(
+        source=SourceEntry(path="model.onnx"),
+        calibration=calibration,
+        steps=as_items([failed.step]),
+        targets=[
+            TargetEntry(
+                target=job.exporter.target,
+                precision=job.entry.precision if lowered else "fp32",
+                output=f"out/artifact{job.exporter.suffix}",
+            )
+        ],
+        verify=VerifyEntry.model_validate({"when": "off"}),
     )

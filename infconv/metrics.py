@@ -21,7 +21,8 @@ from infconv.result import MetricCheck
 if TYPE_CHECKING:
     from infconv.convert._base import Source
     from infconv.convert._exporter import Exported
-    from infconv.pipeline import Job
+    from infconv.passes import Quality
+    from infconv.planning import Job
     from infconv.spec import PipelineSpec, VerifyEntry
 
 Model: TypeAlias = "Callable[[Mapping[str, Any]], dict[str, Any]]"
@@ -34,6 +35,23 @@ def measure_source(spec: PipelineSpec, source: Source) -> float | None:
         return None
     function = find_metric(spec)
     return _measure(function, spec.verify.metric, lambda inputs: source.run(_arrays(inputs)))
+
+
+def quality_of(spec: PipelineSpec, before: float | None) -> Quality | None:
+    """Return the measure that `spec` asks for, `before` of the source; None without one, or without a budget."""
+    entry = spec.verify
+    if entry.metric is None or entry.max_drop is None or before is None:
+        return None
+    from infconv.passes import Quality
+
+    function, name = find_metric(spec), entry.metric
+    return Quality(
+        name,
+        lambda model: _measure(function, name, lambda inputs: model(_arrays(inputs))),
+        before,
+        entry.max_drop,
+        entry.lower_is_better,
+    )
 
 
 def check_metric(spec: PipelineSpec, job: Job, exported: Exported, before: float | None) -> MetricCheck | None:
@@ -71,11 +89,13 @@ def find_metric(spec: PipelineSpec) -> Metric:
     registry.look_in([str(Path.cwd()), *spec.source.python_path])
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise UsageError(f"--metric: cannot import '{module_name}': {error}.", "It is looked for here too.") from error
+    except Exception as error:  # a module of the user's own raises whatever it does
+        why = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+        raise UsageError(f"--metric: cannot import '{module_name}': {why}.", "It is looked for here too.") from error
     function = getattr(module, name, None)
     if not callable(function):
-        raise UsageError(f"--metric: module '{module_name}' has no function '{name}'.", did_you_mean(name, dir(module)))
+        known = [other for other, value in vars(module).items() if callable(value)]
+        raise UsageError(f"--metric: module '{module_name}' has no function '{name}'.", did_you_mean(name, known))
     return cast(Metric, function)
 
 

@@ -48,6 +48,11 @@ def session() -> Generator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def session_folder() -> Path | None:
+    """Return the folder of the session that this process is in; None outside of one."""
+    return Path(os.environ[_SESSION]) if _SESSION in os.environ else None
+
+
 @contextlib.contextmanager
 def staging(output: Path) -> Generator[Path]:
     """Yield an empty folder on the same file system as `output`; it is gone afterwards, whatever happens.

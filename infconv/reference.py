@@ -121,12 +121,20 @@ def _reference(source: Source, model: ir.Model, samples: Sequence[Sample], notes
 
 def _refuse_random(model: ir.Model) -> None:
     """Raise UnsupportedError for a model that draws random numbers: two runs of it differ by themselves."""
+    drawn = random_node(model)
+    if drawn:
+        raise UnsupportedError(
+            f"The model draws random numbers ({drawn}): its outputs cannot be compared.",
+            "Convert it with --verify off, or make the noise an input of the model.",
+        )
+
+
+def random_node(model: ir.Model) -> str:
+    """Return the operator and name of the first node that draws random numbers; empty: none does."""
     for node in all_nodes(model):
         if node.domain == "" and (node.op_type.startswith("Random") or _is_random(node)):
-            raise UnsupportedError(
-                f"The model draws random numbers ({node.op_type} '{node.name}'): its outputs cannot be compared.",
-                "Convert it with --verify off, or make the noise an input of the model.",
-            )
+            return f"{node.op_type} '{node.name}'"
+    return ""
 
 
 def _run_plans(
@@ -240,11 +248,15 @@ def load_sample(path: str, infos: Sequence[InputInfo], option: str = "--sample")
 
 
 def _fitted(info: InputInfo, array: np.ndarray, option: str) -> np.ndarray:
-    fits = array.ndim == len(info.dims) and all(
-        isinstance(want, str) or want == have for want, have in zip(info.dims, array.shape, strict=True)
-    )
-    if not fits:
+    if not has_dims(info, array):
         raise UsageError(f"{option}: '{info.name}' has shape {list(array.shape)}, the model wants {list(info.dims)}.")
     if not np.can_cast(array.dtype, info.dtype, "same_kind"):
         raise UsageError(f"{option}: '{info.name}' is {array.dtype}, the model wants {info.dtype}.")
     return array.astype(info.dtype, copy=False)
+
+
+def has_dims(info: InputInfo, array: np.ndarray) -> bool:
+    """Whether the shape of `array` is one that the input takes."""
+    return array.ndim == len(info.dims) and all(
+        isinstance(want, str) or want == have for want, have in zip(info.dims, array.shape, strict=True)
+    )

@@ -18,8 +18,9 @@ from infconv.verify import Fault, as_inputs, fault_of, find_fault, first_differe
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from infconv.convert._exporter import Delivered
     from infconv.passes import Context, Pass
-    from infconv.pipeline import Job
+    from infconv.planning import Job
     from infconv.reference import Sample
 
 
@@ -32,6 +33,8 @@ class Outcome:
     """The model afterwards, where there is one."""
     allowance: Allowance = dataclasses.field(default_factory=Allowance)
     """Which rewrites were made; none when the step did not come to an end."""
+    delivered: Delivered | None = None
+    """In which types the artifact computes, where an export was asked to prove it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,16 +86,17 @@ class ExportReplay:
     job: Job
     tolerance: Tolerance
 
-    def run(self, model: ir.Model, samples: Sequence[Sample]) -> Outcome:
-        """Export `model`, run the artifact on `samples` and compare."""
+    def run(self, model: ir.Model, samples: Sequence[Sample], *, prove: bool = False) -> Outcome:
+        """Export `model`, run the artifact on `samples` and compare; read back its types when asked to `prove` them."""
         with tempfile.TemporaryDirectory(prefix="infconv-") as folder:
             try:
                 exported = self.job.exporter.export(model, Path(folder) / f"artifact{self.job.exporter.suffix}", {})
                 feeds = [as_inputs(sample.inputs, self.job) for sample in samples]
                 outcomes = self.job.exporter.execute(exported, feeds).outputs
+                delivered = self.job.exporter.delivered(exported) if prove else None
             except InfconvError as error:
                 return Outcome(fault_of(error))
-        return Outcome(first_difference(samples, outcomes, self.tolerance))
+        return Outcome(first_difference(samples, outcomes, self.tolerance), delivered=delivered)
 
     def fault(self, model: ir.Model, samples: Sequence[Sample]) -> Fault | None:
         """Do as `run`, for the fault alone."""

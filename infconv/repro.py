@@ -99,7 +99,7 @@ def write(
     for name, values in arrays.items():
         np.savez(folder / name, allow_pickle=False, **{key: portable(value) for key, value in values.items()})
     if spec is not None:
-        (folder / "pipeline.yaml").write_text(to_yaml(_with_module(spec, step, folder)), encoding="utf-8")
+        (folder / "pipeline.yaml").write_text(to_yaml(with_module(spec, step, folder)), encoding="utf-8")
     (folder / "command.txt").write_text(f"{typed(command, Path())}\n", encoding="utf-8")
     (folder / "versions.json").write_text(json.dumps(library_versions(), indent=1) + "\n", encoding="utf-8")
 
@@ -114,7 +114,7 @@ def portable(value: Any) -> Any:
     return array if array.dtype.kind in "biufcUS" else array.astype(np.float32)
 
 
-def _with_module(spec: PipelineSpec, step: Pass | None, folder: Path) -> PipelineSpec:
+def with_module(spec: PipelineSpec, step: Pass | None, folder: Path) -> PipelineSpec:
     """Return `spec` so that the module of a user's own step is found: a copy beside the pipeline, or its root."""
     if step is None or ":" not in step.step_name():
         return spec
@@ -122,7 +122,8 @@ def _with_module(spec: PipelineSpec, step: Pass | None, folder: Path) -> Pipelin
     if file is None:
         return spec
     if "." not in name and Path(file).name != "__init__.py":
-        shutil.copy(file, folder)
+        if Path(file).resolve().parent != folder.resolve():  # else it is the reproducer that is run
+            shutil.copy(file, folder)
         return spec
     root = Path(file).resolve().parents[name.count(".") + (Path(file).name == "__init__.py")]
     source = spec.source.model_copy(update={"python_path": [str(root)]})

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from infconv.errors import InfconvError, SourceError, UnsupportedError
-from infconv.reference import Sample, describe_inputs, load_samples, make_inputs, read_npz, size_plans
+import ml_dtypes
+import numpy as np
+
+from infconv.errors import InfconvError, SourceError, UnsupportedError, UsageError, did_you_mean
+from infconv.reference import (
+    InputInfo,
+    Sample,
+    describe_inputs,
+    has_dims,
+    load_samples,
+    make_inputs,
+    read_npz,
+    size_plans,
+)
 from infconv.spec import PipelineSpec, SourceEntry, TargetEntry
 from infconv.synthetic import limited
 
@@ -28,6 +41,8 @@ class Runnable(ABC):
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self.notes: list[str] = []
+        """What the user should know about how it was run."""
 
     @abstractmethod
     def run(self, inputs: Sequence[Mapping[str, Any]]) -> list[Outputs]:
@@ -58,15 +73,46 @@ class Runnable(ABC):
 class _Onnx(Runnable):
     """An ONNX file, run as users run it: in ONNX Runtime with its default optimizations."""
 
+    def __init__(self, entry: SourceEntry) -> None:
+        super().__init__(entry.path)
+        self._inputs, self._dims = entry.input_specs(), entry.dim_ranges()
+
     def run(self, inputs: Sequence[Mapping[str, Any]]) -> list[Outputs]:
         from infconv.convert._onnxruntime import run_samples
 
-        return list(run_samples(self.path, inputs, optimize=True)[1])
+        try:
+            infos = describe_inputs(self.graph())
+        except SourceError:  # an input of unknown rank, or no tensor: what is given is all that is known
+            return list(run_samples(self.path, inputs, optimize=True)[1])
+        return list(run_samples(self.path, [self._fitted(infos, given) for given in inputs], optimize=True)[1])
 
     def samples(self, seed: int) -> list[Sample]:
-        infos = describe_inputs(self.graph())
-        plans = enumerate(size_plans(infos, {}))
+        infos = [self._as_said(info) for info in describe_inputs(self.graph())]
+        if unknown := [name for name in self._inputs if name not in {info.name for info in infos}]:
+            known = [info.name for info in infos]
+            raise UsageError(f"--input '{unknown[0]}' is no input of '{self.path}'.", did_you_mean(unknown[0], known))
+        plans = enumerate(size_plans(infos, self._dims))
         return [Sample(label, make_inputs(infos, sizes, seed, variant)) for variant, (label, sizes) in plans]
+
+    def _as_said(self, info: InputInfo) -> InputInfo:
+        """Return the input with the dims that the user gave for it."""
+        said = self._inputs.get(info.name)
+        return info if said is None else dataclasses.replace(info, dims=said.dims)
+
+    def _fitted(self, infos: Sequence[InputInfo], given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the other model was given as this one takes it: floats in its types, by its names."""
+        names = [info.name for info in infos]
+        if len(given) == len(names) and not set(given) & set(names):
+            self.notes.append(
+                f"No input has the same name ({', '.join(given)}; {', '.join(names)}): fed by their order."
+            )
+            given = dict(zip(names, given.values(), strict=True))
+        if missing := [name for name in names if name not in given]:
+            raise UsageError(
+                f"'{self.path}' has an input '{missing[0]}'; there is only {', '.join(given) or 'none'}.",
+                "Both models need the same inputs. Give them all with --inputs FILE.npz.",
+            )
+        return {info.name: _fit(self.path, info, given[info.name]) for info in infos}
 
     def load_samples(self, given: str) -> list[Sample]:
         return [
@@ -87,6 +133,15 @@ class _OpenVino(Runnable):
         from infconv.convert.to_openvino import ToOpenVINO
 
         return list(ToOpenVINO().execute(Exported([Path(self.path)]), inputs).outputs)
+
+
+class _Engine(Runnable):
+    """A TensorRT engine, run on its GPU."""
+
+    def run(self, inputs: Sequence[Mapping[str, Any]]) -> list[Outputs]:
+        from infconv.convert._tensorrt_execute import run_engine
+
+        return list(run_engine(Path(self.path), inputs)[1])
 
 
 class _Recorded(Runnable):
@@ -138,10 +193,22 @@ class _Framework(Runnable):
         self._source.close()
 
 
+def _fit(path: str, info: InputInfo, given: Any) -> Any:
+    """Return a value in the float type that the input of the model at `path` has. Raises UsageError: another shape."""
+    array = np.asarray(given)
+    if not has_dims(info, array):
+        raise UsageError(
+            f"'{path}' takes '{info.name}' in the shape {list(info.dims)}, not {list(array.shape)}.",
+            "Models are compared on the same inputs: give such that fit both with --inputs FILE.npz, --input or --dim.",
+        )
+    floats = np.issubdtype(info.dtype, np.floating) or info.dtype == ml_dtypes.bfloat16
+    return array.astype(info.dtype) if floats and array.dtype.kind == "f" else array
+
+
 def open_runnable(entry: SourceEntry, workdir: Path) -> Runnable:
     """Open `entry.path`: recorded outputs, IR, ONNX, or what a frontend reads. `workdir` outlives it.
 
-    Raises SourceError when it is missing, UnsupportedError for a TensorRT engine, which only its GPU runs.
+    Raises SourceError when it is missing, UnsupportedError for a TensorRT engine whose GPU is not here.
     """
     from infconv.convert import open_source, recognise
 
@@ -150,13 +217,14 @@ def open_runnable(entry: SourceEntry, workdir: Path) -> Runnable:
     if suffix in {".onnx", ".xml", ".npz", ".engine"} and not Path(path).is_file():
         raise SourceError(f"'{path}' does not exist.", "Check the path.")
     if suffix == ".engine":
-        raise UnsupportedError(
-            "A TensorRT engine cannot be run here.", "Compare the ONNX that went into it, or run it on its GPU."
-        )
+        from infconv.convert._tensorrt_execute import runtime_for
+
+        runtime_for(Path(path))
+        return _Engine(path)
     if suffix in {".xml", ".npz"}:
         return _OpenVino(path) if suffix == ".xml" else _Recorded(path)
     if entry.frontend is None and recognise(path)[0] == "onnx":
-        return _Onnx(path)
+        return _Onnx(entry)
     workdir.mkdir(parents=True, exist_ok=True)
     spec = PipelineSpec(source=entry, targets=[TargetEntry(target="onnx")])
     return _Framework(path, open_source(spec, workdir))

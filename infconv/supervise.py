@@ -13,10 +13,14 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from infconv.errors import InfconvError, ResourceError
 from infconv.isolate import CAN_FORK
-from infconv.publish import session
+from infconv.publish import session, session_folder
+
+if TYPE_CHECKING:
+    from infconv.result import StepResult
 
 _ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
@@ -39,10 +43,32 @@ def supervised(command: Callable[[], int]) -> int:
         for number in _ENDS:
             signal.signal(number, lambda received, _: _signal(child, received))
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return _exit_code(status)
+        return _exit_code(status, folder)
 
 
-def _exit_code(status: int) -> int:
+class Diary:
+    """An observer that leaves behind what is being done, for the case that this process dies of it."""
+
+    def stage(self, name: str) -> None:
+        """Work other than a step begins."""
+        folder = session_folder()
+        if folder is not None:
+            _diary(folder).write_text(f"at: {name}", encoding="utf-8")
+
+    def before(self, step: str) -> None:
+        """A step begins."""
+        self.stage(f"step {step}")
+
+    def after(self, result: StepResult) -> None:
+        """A step ended, or was dropped."""
+        self.stage(f"what follows step {result.name}")
+
+
+def _diary(folder: Path) -> Path:
+    return folder / "doing.txt"
+
+
+def _exit_code(status: int, folder: Path) -> int:
     if status >= 0:
         return status
     if -status == signal.SIGKILL:
@@ -50,9 +76,12 @@ def _exit_code(status: int) -> int:
             "The conversion was killed (SIGKILL), as systems do when memory runs out.",
             "Free memory, or set --memory-limit to have it stop by itself.",
         )
+    diary = _diary(folder)
+    place = f", {diary.read_text(encoding='utf-8')}" if diary.is_file() else ""
     raise InfconvError(
-        f"The conversion crashed ({signal.Signals(-status).name}) in a native library.",
-        "Find the step with --verify each, which runs every step on its own.",
+        f"The conversion crashed ({signal.Signals(-status).name}) in a native library{place}.",
+        "`infconv bisect` with the same options writes a reproducer. With --verify each every step runs on its own, "
+        "and the run goes on without one that crashes.",
     )
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from infconv.convert._exporter import Executed, Exported
     from infconv.passes import Pass
-    from infconv.pipeline import Job
+    from infconv.planning import Job
     from infconv.reference import Reference, Sample
     from infconv.spec import VerifyEntry
 
@@ -42,7 +42,8 @@ def verify(job: Job, entry: VerifyEntry, exported: Exported, reference: Referenc
         return Verification(None, note="not verified (--verify off)")
     samples = reference.judged(job.entry.precision)
     executed = job.exporter.execute(exported, [as_inputs(s.inputs, job) for s in samples])
-    tolerance = tolerance_for(job.entry.precision, entry, reference.depth, reference.precision)
+    precision = max(job.entry.precision, executed.precision, key=_COARSER.index)
+    tolerance = tolerance_for(precision, entry, reference.depth, reference.precision)
     checks = _compare(samples, executed, tolerance)
     verification = Verification(
         passed=all(o.ok for c in checks for o in c.outputs),

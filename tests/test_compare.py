@@ -164,7 +164,67 @@ def test_decisions_are_compared_where_asked(mlp: Path) -> None:
     assert {output.agreement for check in comparison.samples for output in check.outputs} == {1.0}
 
 
-def test_an_engine_is_refused(tmp_path: Path, mlp: Path) -> None:
-    (tmp_path / "m.engine").write_bytes(b"ftrt")
-    with pytest.raises(infconv.UnsupportedError, match="cannot be run here"):
-        infconv.compare(mlp, tmp_path / "m.engine")
+def saved(path: Path, body: str) -> Path:
+    onnx.save(onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 20]> m {body}'), path)
+    return path
+
+
+RELU = "(float[n, 8] x) => (float[n, 8] y) { y = Relu(x) }"
+
+
+def test_inputs_are_cast_and_called_as_the_other_model_has_them(tmp_path: Path) -> None:
+    first = saved(tmp_path / "a.onnx", RELU)
+    half = saved(tmp_path / "half.onnx", RELU.replace("float[", "float16["))
+    assert infconv.compare(first, half, atol=1e-2).passed
+    other = infconv.compare(first, saved(tmp_path / "b.onnx", RELU.replace("x)", "z)").replace("x", "z")))
+    assert other.passed
+    assert other.notes == ["No input has the same name (x; z): fed by their order."]
+
+
+def test_inputs_that_do_not_fit_both_are_told(tmp_path: Path) -> None:
+    first = saved(tmp_path / "a.onnx", RELU)
+    wider = saved(tmp_path / "b.onnx", RELU.replace("8", "9"))
+    with pytest.raises(infconv.UsageError, match=r"b.onnx' takes 'x' in the shape \['n', 9\], not \[2, 8\]"):
+        infconv.compare(first, wider)
+    more = "(float[n, 8] x, float[n, 8] z) => (float[n, 8] y) { y = Add(x, z) }"
+    with pytest.raises(infconv.UsageError, match="c.onnx' has an input 'z'; there is only x"):
+        infconv.compare(first, saved(tmp_path / "c.onnx", more))
+
+
+def test_sizes_of_onnx_files_can_be_given(tmp_path: Path) -> None:
+    model = saved(tmp_path / "a.onnx", RELU.replace("[n, 8]", "[n, m]"))
+    assert [c.label for c in infconv.compare(model, model, dim={"n": "4..6", "m": 3}).samples] == ["n=4 m=3", "n=5 m=3"]
+    assert [c.label for c in infconv.compare(model, model, input=["x:5,7"]).samples] == ["fixed shapes"]
+    with pytest.raises(infconv.UsageError, match="--input 'xx' is no input"):
+        infconv.compare(model, model, input=["xx:5,7"])
+
+
+def test_random_numbers_are_named_where_models_differ(tmp_path: Path) -> None:
+    body = "(float[n, 8] x) => (float[n, 8] y) { [noise] r = RandomNormalLike(x) y = Add(x, r) }"
+    model = saved(tmp_path / "a.onnx", body)
+    comparison = infconv.compare(model, model)
+    assert not comparison.passed
+    assert "draws random numbers (RandomNormalLike 'noise')" in comparison.notes[0]
+
+
+def test_a_cause_without_a_counterpart_is_not_passed_over(infconv, tmp_path: Path) -> None:
+    saved(tmp_path / "a.onnx", "(float[n, 8] x) => (int64[2, k] y) { y = NonZero(x) }")
+    saved(tmp_path / "b.onnx", "(float[n, 8] x) => (int64[2, k] y) { z = Relu(x) y = NonZero(z) }")
+    done = infconv("compare", "a.onnx", "b.onnx", "--layers")
+    assert done.code == 5
+    assert "first divergence  NonZero 'y': 'y'" in done.out
+    assert "without a counterpart before it  z: the cause may lie there" in done.out
+
+
+def test_a_branch_is_looked_into(infconv, tmp_path: Path) -> None:
+    branches = "then_branch = t () => (float[2] r) { r = Exp(x) }, else_branch = e () => (float[2] r) { r = Neg(x) }"
+    body = "(float[2] x, bool c) => (float[2] y) { [pick] r2 = If (c) <%s> y = Tanh(r2) }" % branches
+    saved(tmp_path / "a.onnx", body)
+    saved(tmp_path / "b.onnx", body.replace("Neg(x)", "Sin(x)"))
+    done = infconv("compare", "a.onnx", "b.onnx", "--layers")
+    assert done.code == 5
+    assert "Sin 'r' in the else branch of If 'pick'" in done.out
+    done = infconv("bisect", "a.onnx", "b.onnx", "--json")
+    assert done.json["node"] == "Sin 'r' in the else branch of If 'pick'"
+    assert (done.json["nodes"], done.json["repro"]["reproduced"]) == (1, True)
+    assert [node.op_type for node in onnx.load(tmp_path / "repro/model.onnx").graph.node] == ["Sin"]

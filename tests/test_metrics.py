@@ -78,3 +78,17 @@ def test_the_command_line_takes_it(infconv, mlp: Path, tmp_path: Path) -> None:
     done = infconv("convert", mlp, "-o", "o.onnx", "--metric", "my_eval:score", "--max-drop", "0.1")
     assert done.code == 0, done.err
     assert "metric my_eval:score: 1 → 1" in done.out
+
+
+def test_a_budget_without_a_metric_is_refused(mlp: Path, tmp_path: Path) -> None:
+    with pytest.raises(infconv.UsageError, match="max_drop is of a metric, and there is none"):
+        infconv.convert(mlp, output=tmp_path / "o.onnx", max_drop=0.1)
+    with pytest.raises(infconv.UsageError, match="lower_is_better is of a metric"):
+        infconv.convert(mlp, output=tmp_path / "o.onnx", lower_is_better=True)
+
+
+def test_a_module_that_cannot_be_imported_is_told(mlp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "half_written.py").write_text("def top1(model:")
+    with pytest.raises(infconv.UsageError, match="cannot import 'half_written': SyntaxError"):
+        infconv.convert(mlp, output=tmp_path / "o.onnx", metric="half_written:top1")

@@ -49,6 +49,8 @@ class Executed:
     artifact_itself: bool = True
     """False: a stand-in was run, as for a TensorRT engine on a machine without a GPU; `note` says which."""
     note: str = ""
+    precision: str = "fp32"
+    """The precision whose tolerance is due, where it is coarser than the one that was asked for: `fp16` for TF32."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -235,7 +235,7 @@ def inspect(engine: Path, installed: Runtime, network: EngineInfo | None = None)
     """
     _require_file(engine)
     plan = read_plan(engine)
-    if _runs_here(plan):
+    if runs_here(plan):
         answer = ask({"command": "read", "engine": str(engine)}, installed.module, str(installed), None)
         if "error" not in answer:
             return read_engine_answer(answer, plan)
@@ -249,7 +249,7 @@ def inspect(engine: Path, installed: Runtime, network: EngineInfo | None = None)
     )
 
 
-def _runs_here(plan: EngineInfo | None) -> bool:
+def runs_here(plan: EngineInfo | None) -> bool:
     """Whether this machine's GPU is one that the engine is for, as far as its file tells."""
     gpu = local_gpu()
     if gpu is None or plan is None:
@@ -335,6 +335,7 @@ __all__ = [
     "inspect",
     "local_gpu",
     "resolve_targets",
+    "runs_here",
     "runtime",
     "unsupported",
 ]

@@ -101,7 +101,13 @@ def raise_refusal(answer: Mapping[str, Any]) -> None:
         text += f" And {len(rest)} more ({', '.join(operators)})."
     if error["kind"] == "build" and any(word in text.lower() for word in ("workspace", "out of memory", "outofmemory")):
         raise ResourceError(text, "Give a larger workspace_bytes, or build for smaller maximum shapes.")
-    classes = {"usage": UsageError, "source": SourceError, "disk": ResourceError}
+    classes: dict[str, type[InfconvError]] = {
+        "usage": UsageError,
+        "source": SourceError,
+        "disk": ResourceError,
+        "memory": ResourceError,
+        "dependency": DependencyError,
+    }
     raise classes.get(error["kind"], UnsupportedError)(text, error["hint"])
 
 

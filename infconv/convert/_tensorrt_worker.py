@@ -1,4 +1,4 @@
-"""The process in which TensorRT parses and builds; run as a script, never imported by infconv.
+"""The process in which TensorRT parses, builds, and runs engines; run as a script, never imported by infconv.
 
 TensorRT's builder can end its process (opset 23 `Attention` whose query and key are one tensor: a segmentation fault in
 1.7.1), writes to stdout from C++, and keeps a copy of all weights. A process of its own turns the first into a
@@ -6,17 +6,21 @@ sentence, the second into log records and gives the memory back.
 
 Reads one JSON request from stdin, writes one JSON answer to the path named in it, and prints one JSON array `[severity,
 message]` per log record on stderr (severity 0 internal error, 1 error, 2 warning, 3 information, 4 verbose). Depends on
-the standard library and TensorRT alone; `onnx` is used to name a refused node that has no name, and only then.
+the standard library and TensorRT alone; `onnx` is used to name a refused node that has no name, and NumPy and the
+package cuda-bindings to run an engine, and only then.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
+import pickle
 import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 Json = dict[str, Any]
@@ -24,6 +28,10 @@ Json = dict[str, Any]
 # A machine without a GPU has these after every real message; they explain nothing.
 NO_GPU_NOISE = ("catchCudaError", "Error reading CUDA GPU properties", "Thread context has not been set")
 ABSENT_TYPES = {"INT16", "UINT16", "UINT32", "UINT64", "STRING", "COMPLEX64", "COMPLEX128", "UNDEFINED"}
+NO_BINDINGS = (
+    "Running an engine needs the package 'cuda-bindings', which is not installed.",
+    "Install it with: pip install 'infconv[tensorrt]'",
+)
 # Cleared or set on every build, so that a library's own default never decides.
 FLAG_OPTIONS = {
     "tf32": "TF32",
@@ -34,7 +42,7 @@ FLAG_OPTIONS = {
 
 
 class Refused(Exception):
-    """What stops the work: `kind` is source, usage, unsupported or disk."""
+    """What stops the work: `kind` is source, usage, unsupported, build, disk, memory or dependency."""
 
     def __init__(self, kind: str, message: str, hint: str = "", refusals: Sequence[Json] = ()) -> None:
         super().__init__(message)
@@ -340,28 +348,47 @@ def builder_errors(log: Any) -> list[Json]:
     return [{"node": "", "op": "", "reason": text} for text in texts[-3:]]
 
 
-def read_engine(trt: Any, log: Any, path: str) -> Json:
-    """Deserialize the engine at `path` (needs the GPU that it was built for) and describe it. Raises Refused."""
+def session_module() -> Any:
+    """Return the file beside this one that loads and runs engines; their folder is none to import from by name."""
+    spec = importlib.util.spec_from_file_location("tensorrt_session", f"{Path(__file__).parent}/_tensorrt_session.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def with_engine(trt: Any, log: Any, request: Json) -> Json:
+    """Describe the engine that `request` names, or run it on samples. Raises Refused."""
+    session = session_module()
+    try:
+        return (run_engine if request["command"] == "run" else read_engine)(session, trt, log, request)
+    except session.NotRun as error:
+        found = builder_errors(log) if error.kind == "unsupported" else ()
+        raise Refused(error.kind, error.message, error.hint, found) from error
+
+
+def read_engine(session: Any, trt: Any, log: Any, request: Json) -> Json:
+    """Deserialize the engine (needs the GPU that it was built for) and describe it."""
     runtime = trt.Runtime(log)
-    with open(path, "rb") as file:
-        engine = runtime.deserialize_cuda_engine(file.read())
-    if engine is None:
-        raise Refused("unsupported", f"{path} cannot be loaded on this machine.", refusals=builder_errors(log))
-    named = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-    groups: dict[bool, list[Json]] = {True: [], False: []}
-    for name in named:
-        is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
-        ranges = None
-        if is_input and engine.num_optimization_profiles:
-            ranges = [list(shape) for shape in engine.get_tensor_profile_shape(name, 0)]
-        tensor = {
-            "name": name,
-            "dtype": engine.get_tensor_dtype(name).name,
-            "shape": list(engine.get_tensor_shape(name)),
-        }
-        groups[is_input].append({**tensor, "is_shape": bool(engine.is_shape_inference_io(name)), "profile": ranges})
+    engine = session.load(runtime, request["engine"])
     information = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-    return {"inputs": groups[True], "outputs": groups[False], "inspector": json.loads(information)}
+    return {**session.describe(trt, engine), "inspector": json.loads(information)}
+
+
+def run_engine(session: Any, trt: Any, log: Any, request: Json) -> Json:
+    """Run the engine on each of the pickled samples and pickle the outputs; both files are infconv's own."""
+    try:
+        cuda = importlib.import_module("cuda.bindings.runtime")
+    except ImportError as error:
+        raise Refused("dependency", *NO_BINDINGS) from error
+    opened = session.Session(trt, cuda, log, request["engine"])
+    with open(request["samples"], "rb") as file:
+        samples = pickle.load(file)
+    outputs = [opened.run(sample) for sample in samples]
+    with open(request["outputs"], "wb") as file:
+        pickle.dump(outputs, file, protocol=5)
+    return {}
 
 
 def main() -> None:
@@ -370,7 +397,7 @@ def main() -> None:
     trt: Any = importlib.import_module(request["module"])
     log = make_logger(trt, request["log_threshold"])
     try:
-        answer = read_engine(trt, log, request["engine"]) if request["command"] == "read" else build(trt, log, request)
+        answer = (build if request["command"] == "build" else with_engine)(trt, log, request)
     except Refused as refused:
         answer = {"error": refused.answer}
     with open(request["answer"], "w", encoding="utf-8") as file:

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from infconv.census import numpy_name
 from infconv.convert._base import DimRange
 from infconv.convert._exporter import Delivered, Executed, Exported, Exporter
-from infconv.errors import UnsupportedError
+from infconv.errors import DependencyError, UnsupportedError, UsageError
 from infconv.plain import plain
 
 if TYPE_CHECKING:
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from infconv.convert._tensorrt import Built, Profile
 
 _NOT_EXECUTED = (
-    "The TensorRT engine itself was not executed: that needs its GPU. The exact ONNX that it was built from was "
+    "The TensorRT engine itself was not executed: {why} The exact ONNX that it was built from was "
     "verified, and the engine was inspected."
 )
+_NO_GPU = "that needs its GPU."
 
 
 class ToTensorRT(Exporter):
@@ -53,6 +54,8 @@ class ToTensorRT(Exporter):
     """Classic only: a file of kernel timings, read and updated."""
     optimization_level: int | None = Field(None, ge=0, le=5)
     """Classic only: 0 builds fastest, 5 searches longest."""
+    keep_onnx: bool = False
+    """Leave the exact ONNX that the engine was built from beside it, as `<engine>.onnx`."""
 
     @field_validator("compute_capability", mode="before")
     @classmethod
@@ -62,6 +65,7 @@ class ToTensorRT(Exporter):
     def export(self, model: ir.Model, path: Path, dims: Mapping[str, DimRange]) -> Exported:
         """Write the graph as ONNX, build the engine from it, inspect the engine and compare its interface."""
         from infconv.convert._tensorrt import build, inspect, runtime
+        from infconv.convert._tensorrt_execute import source_beside
         from infconv.convert._work import work_of
         from infconv.model import save
 
@@ -72,7 +76,8 @@ class ToTensorRT(Exporter):
         notes += [
             f"The engine's output '{name}' is called '{new}': '{name}' is an input." for new, name in renamed.items()
         ]
-        onnx_path = save(model, path.with_name("tensorrt-source.onnx"))[0]
+        source = save(model, source_beside(path) if self.keep_onnx else path.with_name("tensorrt-source.onnx"))
+        onnx_path = source[0]
         try:
             built = build(onnx_path, path, profile, self._build_options(), installed)
         except UnsupportedError as error:
@@ -96,7 +101,8 @@ class ToTensorRT(Exporter):
             "renamed_outputs": renamed,
         }
         types = {node: layer.precision for layer in engine.layers if layer.matrix for node in layer.nodes}
-        return Exported([path], facts, notes, compiled_from=onnx_path, work=work_of(model) or {}, types=types)
+        files = [path, *source] if self.keep_onnx else [path]
+        return Exported(files, facts, notes, compiled_from=onnx_path, work=work_of(model) or {}, types=types)
 
     def _build_options(self) -> Any:
         from infconv.convert._tensorrt import BuildOptions
@@ -114,18 +120,31 @@ class ToTensorRT(Exporter):
         )
 
     def execute(self, exported: Exported, samples: Sequence[Mapping[str, Any]]) -> Executed:
-        """Run the exact ONNX that went into the engine, in ONNX Runtime."""
-        from infconv.convert._onnxruntime import run_samples
-        from infconv.convert._rounded import run_rounded
-
-        assert exported.compiled_from is not None
-        # Narrow types: ONNX Runtime's CPU provider rounds less often than a GPU, and would flatter the engine.
-        by, outputs = run_rounded(exported.compiled_from, samples) or run_samples(
-            exported.compiled_from, samples, optimize=True
-        )
+        """Run the engine where its GPU is; elsewhere the exact ONNX that went into it, in ONNX Runtime."""
+        by, outputs, why = self._run_engine(exported, samples)
+        if why:
+            by, outputs = _run_source(exported, samples)
         source_names = exported.facts["renamed_outputs"]
         outputs = [{source_names.get(name, name): value for name, value in sample.items()} for sample in outputs]
-        return Executed(by, outputs, artifact_itself=False, note=_NOT_EXECUTED)
+        if why:
+            return Executed(by, outputs, artifact_itself=False, note=_NOT_EXECUTED.format(why=why))
+        # The products of a TF32 engine round their inputs to the mantissa of float16.
+        return Executed(by, outputs, precision="fp16" if exported.facts["tf32"] else "fp32")
+
+    def _run_engine(
+        self, exported: Exported, samples: Sequence[Mapping[str, Any]]
+    ) -> tuple[str, Sequence[Mapping[str, Any]], str]:
+        """Return what ran the engine, its outputs, and "" or why it was not run."""
+        from infconv.convert._tensorrt import local_gpu, runs_here
+        from infconv.convert._tensorrt_execute import run_engine
+        from infconv.convert._tensorrt_inspect import read_plan
+
+        if local_gpu() is None or not runs_here(read_plan(exported.files[0])):
+            return "", [], _NO_GPU
+        try:
+            return *run_engine(exported.files[0], samples), ""
+        except (DependencyError, UsageError) as error:  # no bindings; samples beyond the sizes that it was built for
+            return "", [], f"{error.message} {error.hint}"
 
     def delivered(self, exported: Exported) -> Delivered:
         """Return the precisions of the engine's matrix kernels, as inspected."""
@@ -142,6 +161,16 @@ class ToTensorRT(Exporter):
             shares(exported.work, exported.types),
             shares({name: work for name, work in exported.work.items() if name in exported.types}),
         )
+
+
+def _run_source(exported: Exported, samples: Sequence[Mapping[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
+    """Run the exact ONNX that went into the engine."""
+    from infconv.convert._onnxruntime import run_samples
+    from infconv.convert._rounded import run_rounded
+
+    assert exported.compiled_from is not None
+    # Narrow types: ONNX Runtime's CPU provider rounds less often than a GPU, and would flatter the engine.
+    return run_rounded(exported.compiled_from, samples) or run_samples(exported.compiled_from, samples, optimize=True)
 
 
 def _separate_outputs(model: ir.Model) -> dict[str, str]:
