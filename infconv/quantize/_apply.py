@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from infconv.quantize._constants import narrowed
+from infconv.quantize._constants import narrowed, set_constant
 from infconv.quantize._names import unique
 from infconv.quantize._plan import Plan
 from infconv.quantize._schemas import FLOAT, Schemas, subgraphs, type_attribute
@@ -56,7 +56,7 @@ class _Application:
     def run(self) -> int:
         lowered = [node for node in self._wiring.nodes if self._is_lowered(node)]
         for value, tensor in self._plan.clamps.items():
-            _set_constant(value, tensor)
+            set_constant(value, tensor)
         for node in lowered:
             self._set_attributes(node)
         for wire in list(self._wiring.wires.values()):
@@ -100,7 +100,7 @@ class _Application:
             self._narrow_constant(value, tensor)
 
     def _narrow_constant(self, value: ir.Value, tensor: ir.TensorProtocol) -> None:
-        _set_constant(value, narrowed(tensor, self._narrow, value.name or ""))
+        set_constant(value, narrowed(tensor, self._narrow, value.name or ""))
         value.type = ir.TensorType(self._narrow.dtype)
 
     def _sibling(self, value: ir.Value, tensor: ir.TensorProtocol, dtype: ir.DataType) -> ir.Value:
@@ -192,16 +192,6 @@ class _Application:
 
 def _suffix(dtype: ir.DataType) -> str:
     return "float32" if dtype == FLOAT else dtype.name.lower()
-
-
-def _set_constant(value: ir.Value, tensor: ir.TensorProtocol) -> None:
-    """Replace the content of an initializer, a Constant or a ConstantOfShape."""
-    node = value.producer()
-    if node is None:
-        value.const_value = tensor
-        return
-    node.attributes.clear()
-    node.attributes.add(ir.AttrTensor("value", tensor))
 
 
 def _names(graph: ir.Graph) -> Iterator[str]:

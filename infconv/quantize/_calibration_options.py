@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from infconv.entries import Entry
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class ImageOptions(_Strict):
+class ImageOptions(Entry):
     """How an image file becomes an array, as the model was trained with."""
 
     resize: int | tuple[int, int] | None = None
@@ -28,7 +26,7 @@ class ImageOptions(_Strict):
     """auto: by where the model's input has 1 or 3 channels."""
 
 
-class TextOptions(_Strict):
+class TextOptions(Entry):
     """How a line of text becomes token ids."""
 
     tokenizer: str = ""
@@ -39,7 +37,7 @@ class TextOptions(_Strict):
     """The key of the text in each JSON line."""
 
 
-class CalibrationEntry(_Strict):
+class CalibrationEntry(Entry):
     """Data that quantisation scales are found with."""
 
     path: str

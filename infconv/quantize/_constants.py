@@ -108,3 +108,13 @@ def clamped(tensor: ir.TensorProtocol, narrow: Format) -> ir.TensorProtocol:
     with np.errstate(invalid="ignore"):
         values = np.where(np.isinf(array), array, np.clip(array, -limit, limit)).astype(array.dtype)
     return ir.Tensor(values, dtype=tensor.dtype, name=tensor.name)
+
+
+def set_constant(value: ir.Value, tensor: ir.TensorProtocol) -> None:
+    """Replace the content of an initializer, a Constant or a ConstantOfShape."""
+    node = value.producer()
+    if node is None:
+        value.const_value = tensor
+        return
+    node.attributes.clear()
+    node.attributes.add(ir.AttrTensor("value", tensor))

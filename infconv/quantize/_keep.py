@@ -23,6 +23,10 @@ _ENOUGH = 0.8
 _ROUNDS = 8
 _FIRST = 4
 """Nodes that the first round may keep; each later one may double what is kept."""
+_CLOSE = 1.25
+"""Without over-cautious rules the error may be this many times as large …"""
+_SMALL = 0.25
+"""… or reach this share of the tolerance, which is the noise of FP16 in a deep model."""
 _SHRINKS = 24
 """Trials that the kept set may cost on its way back to what is needed."""
 
@@ -63,11 +67,23 @@ class Search:
             self._expected, actual = _trial.outputs(models, self._context.samples)
             error = self._worst(actual)
             if error <= _ENOUGH:
-                return Found(plan, _facts(error, self._trials))
+                return self._relax(plan, error)
             return self._search(plan, error)
         except InfconvError as failure:
             self._context.notes.append(f"lower-precision: the plan is not measured: {failure.message}")
             return Found(plan)
+
+    def _relax(self, plan: Plan, error: float) -> Found:
+        """Lower also what rules keep that are over-cautious here, when that costs no accuracy to speak of."""
+        for number, relaxed in enumerate(self._planner.relaxed()):
+            if number and self._late():  # one trial costs what the first did: a busy machine finds the same plan
+                break
+            found = self._error(relaxed)
+            if found <= max(_CLOSE * error, _SMALL):
+                self._planner.settle(relaxed)
+                plan, error = relaxed, found
+                break
+        return Found(plan, _facts(error, self._trials))
 
     def _search(self, plan: Plan, error: float) -> Found:
         first = error

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
 from infconv.errors import InfconvError
 from infconv.passes import Context
-from infconv.quantize import _constants, _masks, _ranges, _rules
+from infconv.quantize import _calm, _constants, _masks, _ranges, _rules
 from infconv.quantize._identity import Identity
 from infconv.quantize._min_cut import INFINITE, Network
 from infconv.quantize._origins import Origin, Origins
-from infconv.quantize._plan_file import NodePlan, PrecisionPlan, plan_of, selects
+from infconv.quantize._plan_file import NodePlan, PrecisionPlan, node_name, plan_of, selects
 from infconv.quantize._ranges import MASKED, Query
 from infconv.quantize._schemas import FLOAT
 from infconv.quantize._wires import Side, Wire, Wiring, is_constant
@@ -25,9 +25,10 @@ _ELEMENTWISE = 60
 """Up to three elementwise nodes stay FP32 rather than between two casts."""
 _MOVEMENT = 1
 
-_TOLERATED_LOSS = 4e-3
-"""A constant may lose this share of its norm: eight times the rounding of FP16."""
 _TOLERATED_LOSS_BF16 = 3e-2
+_BEARABLE_LOSS = 0.1
+"""Up to this share, and in linear operators, a trial says whether it matters; an epsilon of zero matters to others."""
+_LINEAR = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Mul"})
 _LOGITS = 128.0
 """Logits from here on are rounded by up to 1/32 and more in FP16, which is an error of 3 % in a probability."""
 _HEADROOM = 0.5
@@ -101,6 +102,12 @@ class Planner:
         self._kept: dict[ir.Node, Decision] = {}
         self._forced: dict[ir.Node, str] = {}
         """Nodes that a given plan lowers -> its reason."""
+        self._soft: dict[ir.Node, None] = {}
+        """Nodes kept by a rule that does not know the values."""
+        self._told: dict[str, tuple[ir.Node, str]] = {}
+        """Note that a node stays FP32 -> the node, and the same without saying so."""
+        self._lossy: dict[ir.Node, None] = {}
+        """Nodes kept because a constant or an activation is so small that it loses bits."""
         self._clamps: dict[ir.Value, ir.TensorProtocol] = {}
 
     def plan(self, patterns: Sequence[str], given: PrecisionPlan | None = None) -> Plan:
@@ -113,7 +120,7 @@ class Planner:
         if given is not None:
             self._follow(given)
         for node in self._free():
-            self._keep([node], *_rules.sensitive_reason(self.wiring, node, self._context.target))
+            self._keep_softly(node, *_rules.sensitive_reason(self.wiring, node, self._context.target))
         self._keep_positions()
         self._keep_constants()
         if self._context.samples and self._narrow.name == "float16":
@@ -128,6 +135,36 @@ class Planner:
         solved = self._solved()
         self._kept = before
         return solved
+
+    def relaxed(self) -> Iterator[Plan]:
+        """Yield the plan without those rules that the samples show to be over-cautious; the boldest first."""
+        if not self.maxima:
+            return
+        harmless = _calm.calm(self.wiring, self._soft, self.maxima)
+        bearable = [node for node in self._lossy if _calm.is_in_range(self.wiring, node, self.maxima, 1 / _HEADROOM)]
+        for nodes in dict.fromkeys(map(tuple, ([*harmless, *bearable], harmless, bearable))):
+            if nodes:
+                yield self._without(nodes)
+
+    def _without(self, nodes: Sequence[ir.Node]) -> Plan:
+        """Return the plan in which nothing but casts keeps `nodes` in FP32."""
+        before = dict(self._kept)
+        for node in nodes:
+            self._kept.pop(node, None)
+        solved = self._solved()
+        self._kept = before
+        reason = f"{self._usual}; on the samples that does no harm"
+        for node in nodes:
+            if solved.decisions[node].dtype != FLOAT and node not in self._forced:
+                solved.decisions[node] = Decision(self._narrow.dtype, reason)
+        return solved
+
+    def settle(self, plan: Plan) -> None:
+        """Correct what was told of nodes that `plan`, one of those `relaxed`, lowers all the same."""
+        for position, note in enumerate(self._context.notes):
+            node, finding = self._told.get(note, (None, ""))
+            if node is not None and plan.decisions[node].dtype != FLOAT:
+                self._context.notes[position] = f"{finding}; on the samples that does no harm."
 
     def may_keep(self, node: ir.Node) -> bool:
         """Whether nobody has decided that `node` is lowered."""
@@ -158,6 +195,11 @@ class Planner:
                 if node not in self._forced:
                     self._kept.setdefault(node, Decision(FLOAT, reason, kind))
 
+    def _keep_softly(self, node: ir.Node, reason: str | None, kind: str) -> None:
+        if reason is not None and node not in self._forced and node not in self._kept:
+            self._keep([node], reason, kind)
+            self._soft[node] = None
+
     def _note(self, text: str) -> None:
         self.notes.append(text)
         self._context.notes.append(text)
@@ -169,7 +211,7 @@ class Planner:
             self._keep([node], reason, "kernel")
             if reason and node.op_type in _rules.COMPUTE and node.op_type not in told and self._touches(node):
                 told.add(node.op_type)
-                self._note(f"lower-precision: {node.op_type} '{node.name}' stays FP32: {reason}.")
+                self._note(f"lower-precision: {node.op_type} '{node_name(node)}' stays FP32: {reason}.")
 
     def _keep_named(self, patterns: Sequence[str]) -> None:
         for pattern in patterns:
@@ -182,9 +224,11 @@ class Planner:
         """Take over the float types of a plan; integer ones are for the quantizing steps."""
         matched = given.match(self.wiring.model)
         refused: list[NodePlan] = []
+        rest = [e for e in matched.entries.values() if "int" in e.type] if given.precision in {"fp16", "bf16"} else []
+        unscaled = [e for n, e in matched.entries.items() if e.scale and e.scale != self._scales.get(n, 0)]
         for node, entry in matched.entries.items():
             if entry.type == "float32":
-                self._kept.setdefault(node, Decision(FLOAT, "user" if entry.reason == self._usual else entry.reason))
+                self._kept.setdefault(node, Decision(FLOAT, self._float_reason(entry.reason)))
             elif entry.type in {"float16", "bfloat16"} and entry.scale == self._scales.get(node, 0):
                 if node in self._kept and self._touches(node):
                     refused.append(entry)
@@ -192,6 +236,8 @@ class Planner:
                     self._forced[node] = entry.reason if entry.reason == "user" else self._usual
         self._tell_entries("names no node of the model", "name no node of the model", matched.unknown)
         self._tell_entries("stays FP32 all the same", "stay FP32 all the same", refused)
+        self._tell_entries("has an integer type, for --int8", "have integer types, for --int8", rest)
+        self._tell_entries("has another scale than is needed", "have other scales than are needed", unscaled)
 
     def _tell_entries(self, one: str, many: str, entries: Sequence[NodePlan]) -> None:
         if entries:
@@ -210,7 +256,7 @@ class Planner:
                 self._keep([node], reason, "sensitivity")
 
     def _keep_constants(self) -> None:
-        limit = _TOLERATED_LOSS if self._narrow.name == "float16" else _TOLERATED_LOSS_BF16
+        limit = _calm.TOLERATED_LOSS if self._narrow.name == "float16" else _TOLERATED_LOSS_BF16
         for wire, tensor in self._literals():
             if not any(isinstance(use.side, ir.Node) and use.side not in self._kept for use in wire.uses):
                 continue
@@ -221,7 +267,9 @@ class Planner:
             if loss.relative > limit:
                 lost = f"{loss.relative:.1%} of its norm"
                 reason = f"its constant '{wire.value.name}' is too small for {self._narrow.label}, which loses {lost}"
-                self._keep_noted((use.side for use in wire.uses), reason)
+                linear = all(isinstance(use.side, ir.Node) and use.side.op_type in _LINEAR for use in wire.uses)
+                may_bear = linear or loss.relative <= _BEARABLE_LOSS
+                self._keep_noted((use.side for use in wire.uses), reason, may_bear=may_bear)
 
     def _literals(self) -> list[tuple[Wire, ir.TensorProtocol]]:
         """Return the constants, and the tensors that ConstantOfShape repeats."""
@@ -241,12 +289,16 @@ class Planner:
         producer = value.producer()
         self._keep_noted([*flow.nodes, *([producer] if producer and flow.nodes else [])], reason)
 
-    def _keep_noted(self, sides: Iterable[Side], reason: str) -> None:
+    def _keep_noted(self, sides: Iterable[Side], reason: str, *, may_bear: bool = False) -> None:
         taken = self._kept.keys() | self._forced.keys()
         nodes = [side for side in sides if isinstance(side, ir.Node) and side not in taken]
         if nodes:
+            self._lossy |= dict.fromkeys(nodes if may_bear else ())
             self._keep(nodes, reason, "range")
-            self._note(f"lower-precision: {nodes[0].op_type} '{nodes[0].name}' stays FP32: {reason}.")
+            begin = f"lower-precision: {nodes[0].op_type} '{node_name(nodes[0])}'"
+            note = f"{begin} stays FP32: {reason}."
+            self._told[note] = nodes[0], f"{begin}: {reason}"
+            self._note(note)
 
     def _keep_ranges(self) -> None:
         softmax = {node.inputs[0]: node for node in self._free() if node.op_type == "Softmax" and node.inputs[0]}
@@ -286,9 +338,10 @@ class Planner:
         self.out_of_range |= reason is not None
         if reason and self.wiring.narrow.dtype in {wire.source, *(use.side for use in wire.uses)}:
             self._note(f"lower-precision: {reason}, and the model's border is {label} there.")
-        self._keep(
-            [side for side in [wire.source, *(u.side for u in wire.uses)] if isinstance(side, ir.Node)], reason, "range"
-        )
+        nodes = [side for side in [wire.source, *(u.side for u in wire.uses)] if isinstance(side, ir.Node)]
+        if reason and largest < 1.0:
+            self._lossy |= dict.fromkeys(node for node in nodes if node not in self._kept)
+        self._keep(nodes, reason, "range")
 
     def _logits(self, softmax: ir.Node) -> list[ir.Node]:
         """Return `softmax` and what lies between it and the products that make its logits, these included."""
@@ -301,6 +354,10 @@ class Planner:
                     found[producer] = None
                     queue.append(producer)
         return list(found)
+
+    def _float_reason(self, reason: str) -> str:
+        """Return the reason of an entry that asks for FP32; `user` where it still has the one for the narrow type."""
+        return "user" if reason.startswith(self._usual) else reason
 
     @staticmethod
     def _makes_logits(node: ir.Node) -> bool:

@@ -9,12 +9,17 @@
 An entry finds its node by `id` (see `_identity`), else by name and operator, else by `form`: so a plan that was made
 for one target serves the others, and outlives renames, a new export and training. An entry that a user writes needs
 no more than `node` and `type`; its `node` may be a pattern (`*/attention/*`) or an operator (`op:Softmax`).
+
+A plan for INT8 with calibration has the scales and zero points as well (`quantization`), and at its end `biases`: so it
+can be applied again without the data.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -32,8 +37,11 @@ TYPES = ("float32", "float16", "bfloat16", "int8", "uint8", "int4", "uint4")
 SUFFIX = ".precision.yaml"
 """Follows the artifact's name."""
 _VERSION = 1
-_KEYS = ("version", "precision", "facts", "nodes")
-_FIELDS = ("node", "op", "type", "reason", "id", "form", "scale", "quantization")
+_LIMITS = {"int8": (-128, 127), "uint8": (0, 255)}
+_KEYS = ("version", "precision", "facts", "nodes", "biases")
+_TEXTS = ("node", "op", "type", "reason", "id", "form")
+_FIELDS = (*_TEXTS, "scale", "quantization")
+_SITE = re.compile(r"(input|output) \d+")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +61,9 @@ class NodePlan:
     scale: int = 0
     """The node writes 2^scale times what it wrote in FP32, to fit the type: its constants have taken the factor."""
     quantization: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict[str, Mapping[str, Any]])
-    """Of an integer type: `input 0`, `input 1` … or `output 0` … -> its parameters, e.g. {scale: 0.02, zero_point: 0,
-    axis: 0}. Plain data; a scale for each channel is a list."""
+    """Of an integer type: `input 0`, `input 1` … or `output 0` … -> its parameters: of a tensor e.g. {type: uint8,
+    scale: 0.02, zero_point: 3, scheme: mse}, of a weight {axis: 0, largest: 127}. Plain data; a scale for each
+    channel is a list."""
 
     @property
     def is_pattern(self) -> bool:
@@ -80,6 +89,13 @@ class PrecisionPlan:
     nodes: Sequence[NodePlan] = ()
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
     """Figures for the reader: how many nodes of which type, the error that was measured."""
+    biases: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict[str, Sequence[float]])
+    """`id` of a quantised layer -> its bias, which makes up for the mean error of the rounded weights (float32)."""
+
+    @property
+    def has_scales(self) -> bool:
+        """Whether it says how activations are quantised, as calibration found."""
+        return any("scale" in parameters for entry in self.nodes for parameters in entry.quantization.values())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PrecisionPlan:
@@ -102,7 +118,9 @@ class PrecisionPlan:
         """Return the file's text: one line for each node."""
         head = f"version: {_VERSION}\nprecision: {self.precision}\n"
         facts = _dump({"facts": dict(self.facts)}, 120) if self.facts else ""
-        return head + facts + _dump({"nodes": [_as_data(entry) for entry in self.nodes]}, 1 << 20)
+        nodes = _dump({"nodes": [_as_data(entry) for entry in self.nodes]}, 1 << 20)
+        lists = {name: list(values) for name, values in self.biases.items()}
+        return head + facts + nodes + (_dump({"biases": lists}, 120) if lists else "")
 
     def match(self, model: ir.Model) -> Matched:
         """Find the node of each entry: by identity, by name and operator, by form, by pattern.
@@ -155,7 +173,7 @@ class _Matcher:
         for entry in entries:
             self._take(entry, self._by_id.get(entry.id) if entry.id else None)
         for entry in entries:
-            node = self._by_name.get(entry.node) if not entry.is_pattern else None
+            node = self._by_name.get(entry.node)  # a name may look like a pattern: `layer[0]/MatMul`
             self._take(entry, node if node and entry.op in {"", operator(node)} else None)
         for entry in entries:
             self._take(entry, self._by_form.get(entry.form) if entry.form else None)
@@ -182,7 +200,7 @@ def selects(pattern: str, node: ir.Node) -> bool:
     """Whether `pattern` means `node`: its name, an fnmatch pattern of it, or `op:Softmax`."""
     if pattern.startswith("op:"):
         return fnmatchcase(node.op_type, pattern.removeprefix("op:"))
-    return fnmatchcase(node.name or "", pattern)
+    return node.name == pattern or fnmatchcase(node.name or "", pattern)
 
 
 def _names(node: ir.Node) -> list[str]:
@@ -223,15 +241,60 @@ def _parse(data: Any, where: str) -> PrecisionPlan:
         if key not in _KEYS:
             raise UsageError(f"{where} has the unknown key '{key}'.", did_you_mean(str(key), _KEYS))
     entries = [_parse_entry(item, f"{where}, entry {number}") for number, item in enumerate(data["nodes"], 1)]
-    return PrecisionPlan(data["precision"], entries, data.get("facts") or {})
+    seen: dict[tuple[str, str], int] = {}
+    for number, entry in enumerate(entries, 1):
+        first = seen.setdefault((entry.node, entry.op), number) if not (entry.id or entry.form) else number
+        if first != number:
+            raise UsageError(f"{where}, entry {number}, is for '{entry.node}' like entry {first}.", "Leave one out.")
+    facts, biases = data.get("facts") or {}, data.get("biases") or {}
+    if not isinstance(facts, dict):
+        raise UsageError(f"{where} has `facts` that are no mapping.")
+    if not isinstance(biases, dict) or not all(_is_numbers(values) for values in biases.values()):
+        raise UsageError(f"{where} must have `biases` that are lists of numbers, by the id of a node.")
+    return PrecisionPlan(data["precision"], entries, facts, {str(name): values for name, values in biases.items()})
 
 
 def _parse_entry(item: Any, where: str) -> NodePlan:
     if not isinstance(item, dict) or not isinstance(item.get("node"), str) or not isinstance(item.get("type"), str):
         raise UsageError(f"{where}, must be a mapping with `node` and `type`.", "Example: {node: fc1, type: float32}")
-    for key in item:
+    for key, value in item.items():
         if key not in _FIELDS:
             raise UsageError(f"{where}, has the unknown key '{key}'.", did_you_mean(str(key), _FIELDS))
+        if key in _TEXTS and not isinstance(value, str):
+            raise UsageError(f"{where}, has {key}: {value}, which is not text.", f"Quote it: {key}: '{value}'")
     if item["type"] not in TYPES:
         raise UsageError(f"{where}, has the unknown type '{item['type']}'.", did_you_mean(item["type"], TYPES))
+    if not _is_integer(item.get("scale", 0)):
+        raise UsageError(f"{where}, has scale: {item['scale']}; it is a whole number, the exponent of a power of two.")
+    _check_quantization(item.get("quantization", {}), where)
     return NodePlan(**item)
+
+
+def _check_quantization(sites: Any, where: str) -> None:
+    if not isinstance(sites, dict):
+        raise UsageError(f"{where}, has a `quantization` that is no mapping.")
+    for site, parameters in sites.items():
+        if not _SITE.fullmatch(str(site)) or not isinstance(parameters, dict):
+            raise UsageError(f"{where}, must have `input 0: {{…}}` or `output 0: {{…}}` as quantization, not '{site}'.")
+        scale, kind = parameters.get("scale", 1.0), parameters.get("type", "int8")
+        if not all(
+            _is_number(each) and 0 < each < math.inf for each in (scale if isinstance(scale, list) else [scale])
+        ):
+            raise UsageError(f"{where}, has for {site} the scale {scale}; it must be a positive number.")
+        if kind not in _LIMITS:
+            raise UsageError(f"{where}, has for {site} the type '{kind}'; it must be int8 or uint8.")
+        zero, (least, most) = parameters.get("zero_point", 0), _LIMITS[kind]
+        if not _is_integer(zero) or not least <= zero <= most:
+            raise UsageError(f"{where}, has for {site} the zero_point {zero}; {kind} goes from {least} to {most}.")
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return _is_integer(value) or isinstance(value, float)
+
+
+def _is_numbers(values: Any) -> bool:
+    return isinstance(values, list) and all(_is_number(value) for value in values)

@@ -41,11 +41,12 @@ class Inserter:
 
     def insert(self, placed: Placed, params: Mapping[int, Params], constants: Mapping[ir.Node, QuantisedLayer]) -> int:
         """Insert a pair at each tensor of `placed`, quantise the layers' constants; return the number of pairs."""
-        for value, group in placed.tensors.items():
+        pairs = [(value, group) for value, group in placed.tensors.items() if placed.readers[value]]
+        for value, group in pairs:
             self._quantise_tensor(value, params[group], placed)
         for layer in placed.layers:
             self._quantise_layer(layer, constants[layer.node], params[placed.tensors[layer.data]])
-        return len(placed.tensors) + len(placed.layers)
+        return len(pairs) + len(placed.layers)
 
     def _quantise_tensor(self, value: ir.Value, params: Params, placed: Placed) -> None:
         source = value

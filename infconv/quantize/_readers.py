@@ -1,36 +1,26 @@
-"""Calibration data: .npz, folders of arrays or images, `module:function`, JSONL text, read batch by batch."""
+"""Calibration data: .npz, .npy, folders of arrays or images, `module:function`, JSONL text, read batch by batch."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
-import json
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 
-from infconv.errors import UsageError, missing_extra
+from infconv.errors import UsageError
 from infconv.quantize._calibration_options import ImageOptions, TextOptions
+from infconv.quantize._inputs import Array, Batch, Input, only_input
+from infconv.quantize._media import image_files, images, texts
 
-Array = np.ndarray[Any, np.dtype[Any]]
-Batch = Mapping[str, Array]
+__all__ = ["Batch", "Data", "Input", "batch_size", "open_data"]
 
-IMAGES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
 _USUAL_BATCH = 8
-
-
-@dataclasses.dataclass(frozen=True)
-class Input:
-    """A model input that calibration must feed."""
-
-    name: str
-    dtype: np.dtype[Any]
-    dims: tuple[int | str, ...]
-    """Names for dynamic dims."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,13 +38,21 @@ class Data:
         """Yield batches until `samples` are reached; the last one may be cut."""
         left = self.samples or sys.maxsize
         for batch in self.read():
-            size = batch_size(batch)
-            if self.fixed is not None and size < self.fixed:
-                continue
-            yield {name: array[:left] for name, array in batch.items()} if size > left and not self.fixed else batch
-            left -= size
-            if left <= 0:
-                return
+            for part in self._parts(batch):
+                size = batch_size(part)
+                yield {n: a[:left] for n, a in part.items()} if size > left and self.fixed is None else part
+                left -= size
+                if left <= 0:
+                    return
+
+    def _parts(self, batch: Batch) -> Iterator[Batch]:
+        """Yield `batch`, in parts of the model's batch size where that is fixed."""
+        size, part = batch_size(batch), self.fixed
+        if part is None or size == part:
+            yield batch
+            return
+        for start in range(0, size - part + 1, part):
+            yield {n: a[start : start + part] if a.ndim and len(a) == size else a for n, a in batch.items()}
 
 
 def batch_size(batch: Batch) -> int:
@@ -89,18 +87,22 @@ def _reader(
         kinds = {file.suffix.lower() for file in place.iterdir() if file.is_file()}
         if ".npz" in kinds or ".npy" in kinds:
             return lambda: _array_files(place, inputs)
-        if kinds & IMAGES:
-            return lambda: joined(_images(place, _only(inputs, "A folder of images"), image), size)
+        if files := image_files(place):
+            info = only_input(inputs, "A folder of images")
+            return lambda: joined(images(files, info, image), size)
         raise UsageError(f"--calibration '{path}' holds no .npz, .npy or image files.", "Check the folder.")
     if place.is_file():
         if place.suffix == ".npz":
             return lambda: _npz(place, inputs, size)
+        if place.suffix == ".npy":
+            info = only_input(inputs, "A .npy file")
+            return lambda: _npy(place, info, size)
         if place.suffix in {".jsonl", ".json"}:
-            return lambda: joined(_texts(place, inputs, text), size)
+            return lambda: joined(texts(place, inputs, text), size)
     elif ":" in path:
-        return lambda: _from_function(path, inputs)
+        return _Function(path, inputs)
     raise UsageError(
-        f"--calibration '{path}' is not a .npz, .jsonl, folder of arrays or images, or module:function.",
+        f"--calibration '{path}' is not a .npz, .npy, .jsonl, folder of arrays or images, or module:function.",
         "Check the path." if not place.exists() else "Write the inputs with numpy.savez(path, name=array).",
     )
 
@@ -108,13 +110,6 @@ def _reader(
 def _fixed_batch(inputs: Sequence[Input]) -> int | None:
     """Return the batch size of a model where it is not dynamic."""
     return next((info.dims[0] for info in inputs if info.dims and isinstance(info.dims[0], int)), None)
-
-
-def _only(inputs: Sequence[Input], what: str) -> Input:
-    if len(inputs) != 1:
-        names = ", ".join(info.name for info in inputs)
-        raise UsageError(f"{what} feeds one input; the model has {len(inputs)}: {names}.", "Use .npz files.")
-    return inputs[0]
 
 
 def joined(samples: Iterable[Batch], size: int) -> Iterator[Batch]:
@@ -152,13 +147,27 @@ def _npz(path: Path, inputs: Sequence[Input], size: int) -> Iterator[Batch]:
                 label = {name: name for name in wanted}
             readers = {label[name]: _rows(archive.open(f"{name}.npy"), size) for name in wanted}
             for rows in zip(*readers.values(), strict=True):
+                if len({len(array) for array in rows}) > 1:
+                    raise ValueError("the arrays have different numbers of samples")
                 yield dict(zip(readers, rows, strict=True))
-    except (zipfile.BadZipFile, EOFError, KeyError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
         raise UsageError(f"--calibration '{path}' is not a .npz file of plain arrays: {error}.") from error
     except ValueError as error:
         raise UsageError(
-            f"--calibration '{path}': {error}.", "Every array needs the same first dimension: the number of samples."
+            f"--calibration '{path}': {error}.",
+            "Every array needs the same first dimension, the number of samples. An input without one can be given in a "
+            "folder of .npz files, a batch in each.",
         ) from error
+
+
+def _npy(path: Path, info: Input, size: int) -> Iterator[Batch]:
+    """Yield `size` rows at a time of the array for the only input."""
+    try:
+        with path.open("rb") as stream:
+            for rows in _rows(stream, size):
+                yield {info.name: rows}
+    except (EOFError, ValueError) as error:
+        raise UsageError(f"--calibration '{path}' is not a .npy file of a plain array: {error}.") from error
 
 
 def _rows(stream: IO[bytes], size: int) -> Iterator[Array]:
@@ -187,12 +196,14 @@ def _rows(stream: IO[bytes], size: int) -> Iterator[Array]:
 def _array_files(folder: Path, inputs: Sequence[Input]) -> Iterator[Batch]:
     """Yield the arrays of each file: all inputs of a .npz, the only input of a .npy."""
     for file in sorted(folder.iterdir()):
-        if file.suffix == ".npz":
-            with np.load(file, allow_pickle=False) as archive:
-                yield {name: _with_batch(archive[name], name, inputs) for name in archive.files}
-        elif file.suffix == ".npy":
-            info = _only(inputs, "A folder of .npy files")
-            yield {info.name: _with_batch(np.load(file, allow_pickle=False), info.name, inputs)}
+        if file.name.startswith(".") or file.suffix not in {".npz", ".npy"}:
+            continue
+        try:
+            loaded: Any = np.load(file, allow_pickle=False)
+            arrays = loaded if file.suffix == ".npz" else {only_input(inputs, "A folder of .npy files").name: loaded}
+            yield {name: _with_batch(arrays[name], name, inputs) for name in arrays}
+        except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+            raise UsageError(f"--calibration: '{file}' is no file of plain arrays: {error}.") from error
 
 
 def _with_batch(array: Array, name: str, inputs: Sequence[Input]) -> Array:
@@ -201,104 +212,59 @@ def _with_batch(array: Array, name: str, inputs: Sequence[Input]) -> Array:
     return array[None] if array.ndim == rank - 1 else array
 
 
-def _from_function(path: str, inputs: Sequence[Input]) -> Iterator[Batch]:
-    """Yield what the user's generator yields: dicts of arrays, or arrays for the only input."""
-    module, _, name = path.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(f"--calibration '{path}' cannot be imported: {error}.", "Check the path.") from error
-    for item in function():
-        given = item if isinstance(item, Mapping) else {_only(inputs, f"'{path}'").name: item}
-        yield {key: np.asarray(value) for key, value in given.items()}
+class _Function:
+    """Reads what the user's generator yields: dicts of arrays, or arrays for the only input."""
 
+    def __init__(self, path: str, inputs: Sequence[Input]) -> None:
+        self._path, self._inputs = path, inputs
+        self._gave = False
+        """Whether there were samples at an earlier reading."""
 
-# --- images and text ---------------------------------------------------------------------------------------------
+    def __call__(self) -> Iterator[Batch]:
+        """Yield the batches. Raises UsageError when the user's code fails."""
+        function, empty = self._find(), True
+        items = self._iterate(function)
+        for item in items:
+            given = item if isinstance(item, Mapping) else {only_input(self._inputs, f"'{self._path}'").name: item}
+            yield {key: self._array(value) for key, value in given.items()}
+            empty, self._gave = False, True
+        if empty and self._gave:
+            raise UsageError(
+                f"--calibration '{self._path}' gives its samples only once.",
+                "Data is read several times: return a new generator at each call.",
+            )
 
+    def _find(self) -> Callable[[], Iterable[Any]]:
+        module, _, name = self._path.partition(":")
+        if str(Path.cwd()) not in sys.path:
+            sys.path.insert(0, str(Path.cwd()))
+        try:
+            function: Any = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise UsageError(f"--calibration '{self._path}' cannot be imported: {error}.", "Check the path.") from error
+        if not callable(function):
+            raise UsageError(f"--calibration '{self._path}' is no function.", "It must return a generator of samples.")
+        return cast("Callable[[], Iterable[Any]]", function)
 
-def _images(folder: Path, info: Input, options: ImageOptions) -> Iterator[Batch]:
-    try:
-        from PIL import Image  # pyright: ignore[reportMissingImports]  (an optional dependency)
-    except ImportError:
-        raise missing_extra("pillow", "images", "--calibration with a folder of images") from None
-    channels_last, channels, size = _image_geometry(info, options)
-    for file in sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGES):
-        with Image.open(file) as opened:
-            picture = _fitted(opened.convert("L" if channels == 1 else "RGB"), size, options)
-        array = np.asarray(picture, np.float32).reshape(*picture.size[::-1], channels)
-        if info.dtype.kind == "f":
-            mean, std = np.array(options.mean[:channels], "f4"), np.array(options.std[:channels], "f4")
-            array = (array * np.float32(options.scale) - mean) / std
-        yield {info.name: (array if channels_last else array.transpose(2, 0, 1))[None].astype(info.dtype)}
+    def _iterate(self, function: Callable[[], Iterable[Any]]) -> Iterator[Any]:
+        try:
+            yield from function()
+        except Exception as error:  # the user's code raises whatever it does
+            raise UsageError(
+                f"--calibration '{self._path}' failed: {type(error).__name__}: {error}.",
+                "It must yield dicts of arrays by input name.",
+            ) from error
 
-
-def _image_geometry(info: Input, options: ImageOptions) -> tuple[bool, int, tuple[int, int] | None]:
-    """Return (channels last?, channels, (height, width) of the model where fixed). Raises UsageError."""
-    if len(info.dims) != 4:
-        raise UsageError(f"Input '{info.name}' has {len(info.dims)} dimensions: it takes no images.", "Use .npz files.")
-    last = options.layout == "NHWC" or (
-        options.layout == "auto" and info.dims[3] in (1, 3) and info.dims[1] not in (1, 3)
-    )
-    channels = info.dims[3] if last else info.dims[1]
-    if channels not in (1, 3):
-        raise UsageError(f"Input '{info.name}' has {channels} channels; images have 1 or 3.", "Use .npz files.")
-    height, width = info.dims[1:3] if last else info.dims[2:4]
-    fixed = isinstance(height, int) and isinstance(width, int)
-    return last, int(channels), (int(height), int(width)) if fixed else None
-
-
-def _fitted(picture: Any, size: tuple[int, int] | None, options: ImageOptions) -> Any:
-    """Return the picture resized, then its centre, of the model's size where that is fixed."""
-    crop = _pair(options.crop) or size
-    resize = options.resize if options.resize is not None else size
-    if isinstance(resize, int):
-        ratio = resize / min(picture.size)
-        picture = picture.resize((round(picture.width * ratio), round(picture.height * ratio)))
-    elif resize is not None:
-        picture = picture.resize((resize[1], resize[0]))
-    if crop is not None:
-        top, left = (picture.height - crop[0]) // 2, (picture.width - crop[1]) // 2
-        picture = picture.crop((left, top, left + crop[1], top + crop[0]))
-    return picture
-
-
-def _pair(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
-    return (size, size) if isinstance(size, int) else size
-
-
-def _texts(path: Path, inputs: Sequence[Input], options: TextOptions) -> Iterator[Batch]:
-    """Yield token ids of each line's text, or the arrays that a line holds already."""
-    encode = _encoder(options) if options.tokenizer else None
-    with path.open(encoding="utf-8") as stream:
-        for number, line in enumerate(stream, 1):
-            if not line.strip():
-                continue
-            try:
-                entry = json.loads(line)
-                arrays = entry if encode is None else encode(entry[options.field], inputs)
-                yield {info.name: np.asarray(arrays[info.name], info.dtype)[None] for info in inputs}
-            except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-                raise UsageError(
-                    f"--calibration '{path}', line {number}: {type(error).__name__}: {error}.",
-                    'Each line is JSON: {"text": "…"} with a tokenizer, or an array for each input.',
-                ) from error
-
-
-def _encoder(options: TextOptions) -> Callable[[str, Sequence[Input]], dict[str, list[int]]]:
-    try:
-        from tokenizers import Tokenizer
-    except ImportError:
-        raise missing_extra("tokenizers", "text", "--calibration with text") from None
-    tokenizer = Tokenizer.from_file(options.tokenizer)
-
-    def encode(text: str, inputs: Sequence[Input]) -> dict[str, list[int]]:
-        fixed = [info.dims[1] for info in inputs if len(info.dims) > 1 and isinstance(info.dims[1], int)]
-        length = int(fixed[0]) if fixed else options.length
-        ids = tokenizer.encode(text).ids[:length]
-        padding = [0] * (length - len(ids)) if fixed else []
-        roles = {"attention_mask": [1] * len(ids) + padding, "token_type_ids": [0] * (len(ids) + len(padding))}
-        return {info.name: roles.get(info.name, ids + padding) for info in inputs}
-
-    return encode
+    def _array(self, value: Any) -> Array:
+        try:
+            array = np.asarray(value)
+        except (ValueError, TypeError, RuntimeError) as error:  # ragged lists; tensors that need gradients
+            array, reason = np.asarray(None), f": {error}"
+        else:
+            reason = ""
+        if array.dtype.hasobject:
+            raise UsageError(
+                f"--calibration '{self._path}' yields a {type(value).__name__}, which is no array{reason}.",
+                "It must yield dicts of arrays by input name.",
+            )
+        return array

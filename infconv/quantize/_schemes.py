@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -16,8 +16,11 @@ Scheme = Literal["absmax", "percentile", "entropy", "mse"]
 
 _TINY = float(np.finfo(np.float32).tiny)
 _PERCENTILE = 99.99
+_STEP = 1 / 80
 _SHRINKS = np.linspace(0.2, 1.0, 65)
 """The shares of the full range that are tried as a clipping threshold."""
+_COARSE = _SHRINKS[::8]
+"""Those that are tried first; then those around the best of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,15 +78,17 @@ def quantised_error(values: Array, counts: Array, params: Params) -> float:
     return float(np.dot(((integers - params.zero) * params.scale - values) ** 2, counts))
 
 
-def candidates(sketch: Sketch, grid: Grid) -> dict[Scheme, Params]:
-    """Return the parameters that each scheme finds for a tensor.
+def candidates(
+    sketch: Sketch, grid: Grid, schemes: Sequence[Scheme] = ("absmax", "percentile", "entropy", "mse")
+) -> dict[Scheme, Params]:
+    """Return the parameters that each of `schemes` finds for a tensor; only absmax for one that is always zero.
 
     Sources: S. Migacz, "8-bit Inference with TensorRT", GTC 2017 (entropy); Banner et al., "Post training 4-bit
     quantization of convolutional networks", 2019 (clipping by mean squared error).
     """
     if not sketch.count or sketch.absmax == 0.0:
         return {"absmax": params_of(0.0, 1.0, grid)}
-    return {name: rule(sketch, grid) for name, rule in _RULES.items()}
+    return {name: _RULES[name](sketch, grid) for name in schemes}
 
 
 def _absmax(sketch: Sketch, grid: Grid) -> Params:
@@ -102,19 +107,32 @@ def _percentile(sketch: Sketch, grid: Grid) -> Params:
 def _mse(sketch: Sketch, grid: Grid) -> Params:
     """Shrink each end of the range in turn to where the squared error is least."""
     values, counts = sketch.occupied()
-    low, high = min(sketch.low, 0.0), max(sketch.high, 0.0)
+    full = np.array([min(sketch.low, 0.0), max(sketch.high, 0.0)])
+    ends = full.copy()
+    for side in [slice(None)] if grid.symmetric else [1, 0, 1, 0]:
+        if np.any(full[side]):
+            ends[side] = full[side] * _best_share(values, counts, full, ends, side, grid)
+    return params_of(float(ends[0]), float(ends[1]), grid, "mse")
 
-    def error(a: float, b: float) -> float:
-        return quantised_error(values, counts, params_of(a, b, grid))
 
-    if grid.symmetric:
-        best = min(_SHRINKS, key=lambda share: error(low * share, high * share))
-        return params_of(low * best, high * best, grid, "mse")
-    shares = {"low": 1.0, "high": 1.0}
-    for _ in range(2):
-        shares["high"] = min(_SHRINKS, key=lambda share: error(low * shares["low"], high * share)) if high else 1.0
-        shares["low"] = min(_SHRINKS, key=lambda share: error(low * share, high * shares["high"])) if low else 1.0
-    return params_of(low * shares["low"], high * shares["high"], grid, "mse")
+def _best_share(values: Array, counts: Array, full: Array, ends: Array, side: int | slice, grid: Grid) -> float:
+    """Return the share of `full`, at one side of the range `ends` or both, with the least squared error."""
+
+    def best(shares: Array) -> float:
+        ranges = np.tile(ends, (len(shares), 1))
+        ranges[:, side] = np.outer(shares, full)[:, side]
+        return float(shares[np.argmin(_errors(values, counts, ranges, grid))])
+
+    return best(_SHRINKS[np.abs(_SHRINKS - best(_COARSE)) < 8 * _STEP])
+
+
+def _errors(values: Array, counts: Array, ranges: Array, grid: Grid) -> Array:
+    """Return `quantised_error` for each of several ranges [number, 2]."""
+    params = [params_of(float(low), float(high), grid) for low, high in ranges]
+    scales = np.array([p.scale for p in params])[:, None]
+    zeros = np.array([p.zero for p in params])[:, None]
+    integers = np.clip(np.rint(values / scales) + zeros, *grid.limits)
+    return np.square((integers - zeros) * scales - values) @ counts
 
 
 def _entropy(sketch: Sketch, grid: Grid) -> Params:

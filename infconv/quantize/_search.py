@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from infconv.passes import Workers
 from infconv.passes._values import constant
-from infconv.quantize._collect import Batches, Wanted
+from infconv.quantize._collect import Batches, Wanted, value_bytes
 from infconv.quantize._placement import Layer, Placed, Placement, place
+from infconv.quantize._ranking import Ranking, rank, without
 from infconv.quantize._readers import batch_size
 from infconv.quantize._schemes import Grid, Params, Scheme, Weights, candidates, quantise_weight
 from infconv.quantize._simulate import Setting, Simulator, run_float, sqnr
@@ -20,10 +22,16 @@ from infconv.quantize._sketch import Record, Sketch
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-_RANKING = 8
-"""Samples on which layers are ranked by their sensitivity."""
+_UNIFORM: tuple[Scheme, ...] = ("mse", "absmax")
+"""The schemes that are tried for the whole model. The first is kept unless another is clearly better."""
+_CLEAR = 0.5
+"""A choice for the whole model must raise the signal-to-noise ratio by this many dB on the few samples of a trial:
+below that, what is better on other data is not known, and was measured to be least squared error and corrected biases.
+"""
+_MOST, _LEAST, _ELEMENTS = 16, 4, 1 << 25
+"""Calibration samples on which choices are judged, between; and the elements of watched tensors that are enough."""
 _GAIN = 0.05
-"""A choice must raise the signal-to-noise ratio by this many dB to be preferred."""
+"""The same for one tensor."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +41,10 @@ class Aim:
     scheme: Scheme | None = None
     """Of every tensor; None: the one that costs least."""
     correct_bias: bool = True
-    trials: int = 12
-    """How often the model is run on the evaluation samples to choose schemes, at most."""
+    trials: int = 3
+    """How often the model is run to choose schemes; runs beyond three try another one for a single tensor."""
     min_sqnr: float | None = None
     """Layers stay float, the most sensitive first, until the outputs reach this signal-to-noise ratio in dB."""
-    samples: int = 32
-    """Calibration samples on which choices are judged."""
     largest_weight: int = 127
     """The largest integer that a weight becomes."""
 
@@ -66,11 +72,20 @@ def wanted_tensors(placed: Placed) -> list[Wanted]:
     return [Wanted(value.name or "", axes.get(value)) for value in placed.tensors]
 
 
-def evaluation_batches(batches: Batches, samples: int) -> list[Mapping[str, Array]]:
-    """Return the first calibration batches that together hold `samples`."""
+def evaluation_batches(
+    model: ir.Model, wanted: Sequence[Wanted], batches: Batches, samples: int | None = None
+) -> list[Mapping[str, Array]]:
+    """Return the first calibration batches, on which choices are judged.
+
+    Together they hold `samples`, by default 16, or fewer where already the values of fewer are many.
+    """
     found: list[Mapping[str, Array]] = []
     count = 0
     for batch in batches():
+        if samples is None:
+            sizes = value_bytes(model, batch)
+            elements = sum(sizes.get(item.name, 0) for item in wanted) // 4 // max(batch_size(batch), 1)
+            samples = min(max(_ELEMENTS // max(elements, 1), _LEAST), _MOST)
         found.append(batch)
         count += batch_size(batch)
         if count >= samples:
@@ -85,9 +100,31 @@ def search(
     batches: Sequence[Mapping[str, Array]],
     aim: Aim,
     excluded: frozenset[str],
+    workers: Workers | None = None,
 ) -> Decision:
-    """Return the decision for `model`, which is not changed. `excluded`: layers that stay float in any case."""
-    return _Search(model, placement, records, batches, aim, excluded).run()
+    """Return the decision for `model`, which is not changed. `excluded`: layers that stay float in any case.
+
+    `workers` judge the layers' sensitivity, each some of them.
+    """
+    return _Search(model, placement, records, batches, aim, excluded, workers).run()
+
+
+def sensitivities(
+    model: ir.Model,
+    placement: Placement,
+    decision: Decision,
+    batches: Sequence[Mapping[str, Array]],
+    excluded: frozenset[str],
+    workers: Workers | None = None,
+) -> dict[str, float]:
+    """Return layer -> the outputs' signal-to-noise ratio in dB when it alone is quantised as `decision` says."""
+    placed = place(model, placement, excluded)
+    groups = {group: decision.params[values[0].name or ""] for group, values in placed.groups().items()}
+    setting = without(Setting(groups, frozenset(), frozenset(), decision.biases), placed, set(excluded))
+    grid, names = Grid(placement.activation, placement.symmetric), [layer.name for layer in placed.layers]
+    reference = run_float(model, batches)
+    ranking = Ranking(placement, excluded, decision.weights, grid, batches, reference, setting, names)
+    return rank(ranking, model, ranking.simulator(model), workers)
 
 
 class _Search:
@@ -99,13 +136,15 @@ class _Search:
         batches: Sequence[Mapping[str, Array]],
         aim: Aim,
         excluded: frozenset[str],
+        workers: Workers | None,
     ) -> None:
         self._model, self._placement, self._aim, self._excluded = model, placement, aim, excluded
+        self._workers = workers
         self._placed = place(model, placement, excluded)
         self._records = records
         self._grid = grid = Grid(placement.activation, placement.symmetric)
         self._choices = {
-            group: candidates(_joint([records[v.name or ""].sketch for v in values]), grid)
+            group: candidates(_joint([records[v.name or ""].sketch for v in values]), grid, _schemes(aim))
             for group, values in self._placed.groups().items()
         }
         self._weights = {
@@ -121,9 +160,9 @@ class _Search:
         )
 
     def run(self) -> Decision:
-        setting, best = self._uniform()
-        if self._aim.correct_bias:
-            setting, best = self._better(setting, best, dataclasses.replace(setting, biases=self._corrected()))
+        setting, best = self._uniform(self._corrected() if self._aim.correct_bias else {})
+        if setting.biases:
+            setting, best = self._better(setting, best, dataclasses.replace(setting, biases={}), _CLEAR)
         if self._aim.scheme is None:
             setting, best = self._refine(setting, best)
         floats: tuple[str, ...] = ()
@@ -133,29 +172,30 @@ class _Search:
         params = {v.name or "": setting.params[group] for v, group in self._placed.tensors.items()}
         return Decision(params, self._weights, setting.biases, floats, best, sensitivity)
 
-    def _score(self, setting: Setting, batches: int | None = None) -> float:
-        """Return the signal-to-noise ratio in dB, on the first `batches` or all."""
-        return sqnr(self._reference[:batches], self._simulator.run(setting, batches))
+    def _score(self, setting: Setting) -> float:
+        """Return the signal-to-noise ratio in dB on the evaluation samples."""
+        return sqnr(self._reference, self._simulator.run(setting))
 
     # --- schemes ---------------------------------------------------------------------------------------------------
 
-    def _uniform(self) -> tuple[Setting, float]:
+    def _uniform(self, biases: Mapping[str, Array]) -> tuple[Setting, float]:
         """Return the best setting that uses one scheme everywhere."""
-        names: tuple[Scheme, ...] = ("absmax", "percentile", "entropy", "mse")
-        best: tuple[Setting, float] | None = None
-        for name in (self._aim.scheme,) if self._aim.scheme else names:
-            params = {group: found.get(name, found["absmax"]) for group, found in self._choices.items()}
-            setting = dataclasses.replace(self._all, params=params)
-            score = self._score(setting)
-            if best is None or score > best[1] + _GAIN:
-                best = setting, score
-        assert best is not None
-        return best
+        schemes = _UNIFORM if self._aim.scheme is None else (self._aim.scheme,)
+        settings = [self._of_scheme(name, biases) for name in schemes]
+        setting, best = settings[0], self._score(settings[0])
+        for other in settings[1:]:
+            if other.params != setting.params:
+                setting, best = self._better(setting, best, other, _CLEAR)
+        return setting, best
 
-    def _better(self, setting: Setting, score: float, other: Setting) -> tuple[Setting, float]:
-        """Return the better of two settings with its score."""
+    def _of_scheme(self, name: Scheme, biases: Mapping[str, Array]) -> Setting:
+        params = {group: found.get(name) or found["absmax"] for group, found in self._choices.items()}
+        return dataclasses.replace(self._all, params=params, biases=biases)
+
+    def _better(self, setting: Setting, score: float, other: Setting, gain: float = _GAIN) -> tuple[Setting, float]:
+        """Return the other setting with its score where it gains as much, else this one."""
         found = self._score(other)
-        return (other, found) if found > score + _GAIN else (setting, score)
+        return (other, found) if found > score + gain else (setting, score)
 
     def _refine(self, setting: Setting, score: float) -> tuple[Setting, float]:
         """Try the other schemes for each group of tensors in turn, those first whose candidates differ most."""
@@ -192,10 +232,11 @@ class _Search:
         self, setting: Setting, score: float, least: float
     ) -> tuple[Setting, float, tuple[str, ...], dict[str, float]]:
         """Keep the fewest layers float, the most sensitive ones first, with which the outputs reach `least` dB."""
-        self._simulator = Simulator(self._model, self._placed, self._weights, self._batches, self._grid, switches=True)
         names = [layer.name for layer in self._placed.layers]
-        few = self._few()
-        alone = {name: self._score(self._without(setting, set(names) - {name}), few) for name in names}
+        own = (self._placement, self._excluded, self._weights, self._grid)
+        ranking = Ranking(*own, self._batches, self._reference, setting, names)
+        self._simulator = ranking.simulator(self._model)
+        alone = rank(ranking, self._model, self._simulator, self._workers)
         order = sorted(names, key=lambda name: alone[name])
         fewest, most = 1, len(order)
         while fewest < most:  # more float layers are better, near enough; the result is checked in any case
@@ -205,15 +246,6 @@ class _Search:
         kept = self._fewer(setting, order[:fewest], least)
         setting = self._without(setting, set(kept))
         return setting, self._score(setting), tuple(kept), alone
-
-    def _few(self) -> int:
-        """Return how many batches hold enough samples to tell layers apart."""
-        count = 0
-        for number, batch in enumerate(self._batches, 1):
-            count += batch_size(batch)
-            if count >= _RANKING:
-                return number
-        return len(self._batches)
 
     def _fewer(self, setting: Setting, kept: list[str], least: float) -> list[str]:
         """Return those of `kept` that must stay float; tried from the least sensitive on."""
@@ -225,13 +257,14 @@ class _Search:
 
     def _without(self, setting: Setting, floats: set[str]) -> Setting:
         """Return `setting` with the layers `floats` not quantised."""
-        placed = place(self._model, self._placement, self._excluded | floats)
-        return dataclasses.replace(
-            setting,
-            layers=frozenset(layer.name for layer in placed.layers),
-            tensors=frozenset(value.name or "" for value in placed.tensors),
-            biases={name: bias for name, bias in setting.biases.items() if name not in floats},
-        )
+        return without(setting, place(self._model, self._placement, self._excluded | floats), floats)
+
+
+def _schemes(aim: Aim) -> tuple[Scheme, ...]:
+    """Return the schemes that may be chosen: any for a single tensor."""
+    if aim.scheme is not None:
+        return (aim.scheme,)
+    return (*_UNIFORM, "percentile", "entropy") if aim.trials > len(_UNIFORM) + 1 else _UNIFORM
 
 
 def _weight(layer: Layer) -> Array:

@@ -47,6 +47,7 @@ def open_session(proto: onnx.ModelProto, weights: Mapping[str, Array]) -> Any:
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
+    options.add_session_config_entry("session.disable_prepacking", "1")  # packed copies would double a large model
     values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in weights.items()}
     options.add_external_initializers(list(values), list(values.values()))
     return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from infconv.model import save
 from infconv.passes._values import constant
-from infconv.quantize._collect import main_values
+from infconv.quantize._collect import main_values, open_for_calibration
 from infconv.quantize._placement import Placed
 from infconv.quantize._schemes import Grid, Params, Weights
 
@@ -59,16 +59,17 @@ class Simulator:
         self._layers = [layer.name for layer in placed.layers] if switches else []
         self._batches, self._grid, self._switches = batches, grid, switches
         clone = model.clone()
-        _Insertion(clone, placed, weights, self._biases, grid, switches).insert()
+        twins = dict(zip(model.graph.all_nodes(), clone.graph.all_nodes(), strict=True))
+        _Insertion(clone, twins, placed, weights, self._biases, grid, switches).insert()
         self._outputs = [value.name for value in model.graph.outputs if value.dtype == ir.DataType.FLOAT]
         with tempfile.TemporaryDirectory(prefix="infconv-simulate-") as folder:
-            self._session = _open(save(clone, Path(folder) / "model.onnx")[0])
+            self._session = open_for_calibration(save(clone, Path(folder) / "model.onnx")[0])
         self.runs = 0
 
-    def run(self, setting: Setting, batches: int | None = None) -> Outputs:
-        """Return the float outputs for each of the first `batches`, or all."""
+    def run(self, setting: Setting) -> Outputs:
+        """Return the float outputs for each batch."""
         self.runs += 1
-        return _run(self._session, self._outputs, self._batches[:batches], self._feed(setting))
+        return _run(self._session, self._outputs, self._batches, self._feed(setting))
 
     def own_bias(self, layer: str) -> Array | None:
         """Return the bias that a layer has, zeros for a convolution without; None where it takes none."""
@@ -93,7 +94,7 @@ def run_float(model: ir.Model, batches: Sequence[Mapping[str, Array]]) -> Output
     """Return the float outputs of `model` itself for each batch."""
     outputs = [value.name for value in model.graph.outputs if value.dtype == ir.DataType.FLOAT]
     with tempfile.TemporaryDirectory(prefix="infconv-simulate-") as folder:
-        return _run(_open(save(model, Path(folder) / "model.onnx")[0]), outputs, batches, {})
+        return _run(open_for_calibration(save(model, Path(folder) / "model.onnx")[0]), outputs, batches, {})
 
 
 def _run(
@@ -120,36 +121,31 @@ def sqnr(reference: Outputs, actual: Outputs) -> float:
     return worst
 
 
-def _open(path: Path) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
 class _Insertion:
     """Puts Q/DQ at each tensor and rounded weights at each layer, behind `Where(on, quantised, real)` if asked."""
 
     def __init__(
         self,
         model: ir.Model,
+        twins: Mapping[ir.Node, ir.Node],
         placed: Placed,
         weights: Mapping[str, Weights],
         biases: dict[str, Array],
         grid: Grid,
         switches: bool,
     ) -> None:
+        """`twins`: node that `placed` is about -> the one in `model`; readers may lie in a subgraph."""
         self._switches, self._dtype = switches, ir.DataType[grid.dtype.upper()]
         self._graph, self._placed, self._weights, self._biases = model.graph, placed, weights, biases
         self._values = {value.name: value for value in main_values(model)}
-        self._nodes = {node.outputs[0].name: node for node in model.graph}
+        self._twins = twins
 
     def insert(self) -> None:
-        for value in self._placed.tensors:
-            self._switch_tensor(value)
+        for value, readers in self._placed.readers.items():
+            if readers:
+                self._switch_tensor(value)
         for layer in self._placed.layers:
-            node = self._nodes[layer.node.outputs[0].name]
+            node = self._twins[layer.node]
             self._switch_weight(layer.name, node, self._weights[layer.name])
             bias = constant(layer.bias)
             if layer.bias is not None and bias is not None:
@@ -173,7 +169,7 @@ class _Insertion:
             on = self._input(f"{name}:on", ir.DataType.BOOL, [])
             nodes.append(ir.Node("", "Where", [on, nodes[-1].outputs[0], value]))
         for node, index in self._placed.readers[original]:
-            self._nodes[node.outputs[0].name].replace_input_with(index, nodes[-1].outputs[0])
+            self._twins[node].replace_input_with(index, nodes[-1].outputs[0])
         self._place(value.producer(), nodes)
 
     def _switch_weight(self, name: str, node: ir.Node, weights: Weights) -> None:

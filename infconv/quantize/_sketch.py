@@ -1,15 +1,16 @@
 """What calibration remembers of a tensor: figures of fixed size, whatever the number of samples.
 
 A sketch of several batches, or of merged shards, equals the sketch of all values at once: the histogram's range is a
-power of two, so that growing it merges neighbouring bins exactly, and a bin never depends on what came first. (Sums of
-a batch are taken in float32 and agree up to its rounding.)
+power of two, so that growing it merges neighbouring bins exactly, and a bin never depends on what came first. Sums do
+depend on the order in their last bits; there is one for each of eight segments, to which batches belong in turn. Shards
+that are whole segments, merged, are to the bit what one process finds.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ BINS = 8192
 _HALF = BINS // 2
 _LEAST = -100
 """The smallest exponent: values below 2**-100 count as zero."""
+SEGMENTS = 8
+"""Batch `n` belongs to segment `n % SEGMENTS`."""
 _CHUNK = 1 << 17
 """Elements binned in one go: temporary arrays stay small."""
 
@@ -35,8 +38,10 @@ class Sketch:
     """NaN and infinite elements seen, which nothing else here counts."""
     low: float = math.inf
     high: float = -math.inf
-    total: float = 0.0
-    squares: float = 0.0
+    totals: Array = dataclasses.field(default_factory=lambda: np.zeros(SEGMENTS))
+    """Sum of the elements of each segment."""
+    squared: Array = dataclasses.field(default_factory=lambda: np.zeros(SEGMENTS))
+    """Sum of their squares."""
     exponent: int = _LEAST
     """The histogram covers [-2**exponent, 2**exponent)."""
     bins: Array = dataclasses.field(default_factory=lambda: np.zeros(BINS, np.int64))
@@ -45,6 +50,16 @@ class Sketch:
     def absmax(self) -> float:
         """Return the largest magnitude, 0 when nothing was seen."""
         return max(abs(self.low), abs(self.high)) if self.count else 0.0
+
+    @property
+    def total(self) -> float:
+        """Return the sum."""
+        return float(sum(self.totals))
+
+    @property
+    def squares(self) -> float:
+        """Return the sum of squares."""
+        return float(sum(self.squared))
 
     @property
     def mean(self) -> float:
@@ -56,13 +71,13 @@ class Sketch:
         """Return the variance of all elements."""
         return max(self.squares / self.count - self.mean**2, 0.0) if self.count else 0.0
 
-    def add(self, values: Array) -> None:
-        """Take in the elements of an array of any shape and real type."""
+    def add(self, values: Array, batch: int = 0) -> None:
+        """Take in the elements of an array of any shape and real type, of the batch of that number."""
         flat = np.asarray(values).reshape(-1)
         for start in range(0, flat.size, _CHUNK):
-            self._add_chunk(flat[start : start + _CHUNK].astype(np.float32, copy=False))
+            self._add_chunk(flat[start : start + _CHUNK].astype(np.float32, copy=False), batch % SEGMENTS)
 
-    def _add_chunk(self, chunk: Array) -> None:
+    def _add_chunk(self, chunk: Array, segment: int) -> None:
         low, high = float(chunk.min()), float(chunk.max())
         if not (math.isfinite(low) and math.isfinite(high)):  # min and max carry NaN along
             finite = np.isfinite(chunk)
@@ -73,8 +88,8 @@ class Sketch:
             low, high = float(chunk.min()), float(chunk.max())
         self.count += chunk.size
         self.low, self.high = min(self.low, low), max(self.high, high)
-        self.total += float(chunk.sum(dtype=np.float64))
-        self.squares += float(np.dot(chunk, chunk))
+        self.totals[segment] += float(chunk.sum(dtype=np.float64))
+        self.squared[segment] += float(np.dot(chunk, chunk))
         largest = max(abs(low), abs(high))
         self._grow(max(math.frexp(largest)[1], _LEAST) if largest else _LEAST)
         # A product with a power of two and floor are exact in float32: the bin is that of the real number.
@@ -98,7 +113,7 @@ class Sketch:
         """Take in what `other` saw."""
         self.count, self.odd = self.count + other.count, self.odd + other.odd
         self.low, self.high = min(self.low, other.low), max(self.high, other.high)
-        self.total, self.squares = self.total + other.total, self.squares + other.squares
+        self.totals, self.squared = self.totals + other.totals, self.squared + other.squared
         widened = dataclasses.replace(other, bins=other.bins.copy())
         self._grow(other.exponent)
         widened._grow(self.exponent)
@@ -121,17 +136,20 @@ class Channels:
     axis: int
     low: Array
     high: Array
-    total: Array
+    totals: Array
+    """Sum of each channel for each segment, [SEGMENTS, channels]."""
     count: int = 0
     """Elements of a channel that were seen."""
 
     @classmethod
-    def of(cls, values: Array, axis: int) -> Channels:
-        """Return the figures of one batch; `axis` may count from the end."""
+    def of(cls, values: Array, axis: int, batch: int = 0) -> Channels:
+        """Return the figures of the batch of that number; `axis` may count from the end."""
         array = np.asarray(values, np.float32)
         others = tuple(i for i in range(array.ndim) if i != axis % array.ndim)
         count = array.size // array.shape[axis]
-        return cls(axis, array.min(others), array.max(others), array.sum(others).astype(np.float64), count)
+        totals = np.zeros((SEGMENTS, array.shape[axis]))
+        totals[batch % SEGMENTS] = array.sum(others)
+        return cls(axis, array.min(others), array.max(others), totals, count)
 
     @property
     def absmax(self) -> Array:
@@ -141,12 +159,12 @@ class Channels:
     @property
     def mean(self) -> Array:
         """Return the mean of each channel (float64)."""
-        return self.total / max(self.count, 1)
+        return sum(self.totals, start=np.zeros(len(self.low))) / max(self.count, 1)
 
     def merge(self, other: Channels) -> None:
         """Take in what `other` saw."""
         self.low, self.high = np.minimum(self.low, other.low), np.maximum(self.high, other.high)
-        self.total = self.total + other.total
+        self.totals = self.totals + other.totals
         self.count += other.count
 
 
@@ -157,11 +175,11 @@ class Record:
     sketch: Sketch = dataclasses.field(default_factory=Sketch)
     channels: Channels | None = None
 
-    def add(self, values: Array, axis: int | None) -> None:
-        """Take in a batch; with `axis`, its channels too."""
-        self.sketch.add(values)
+    def add(self, values: Array, axis: int | None, batch: int = 0) -> None:
+        """Take in the batch of that number; with `axis`, its channels too."""
+        self.sketch.add(values, batch)
         if axis is not None and values.size:
-            seen = Channels.of(values, axis)
+            seen = Channels.of(values, axis, batch)
             if self.channels is None:
                 self.channels = seen
             else:
@@ -176,7 +194,7 @@ class Record:
             self.channels.merge(other.channels)
 
 
-def merged(shards: Iterator[dict[str, Record]]) -> dict[str, Record]:
+def merged(shards: Iterable[Mapping[str, Record]]) -> dict[str, Record]:
     """Return the records of all `shards` together, as if one process had seen every sample."""
     result: dict[str, Record] = {}
     for shard in shards:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from infconv.passes import Context, Pass
 from infconv.passes._values import constant
+from infconv.quantize._constants import set_constant
 from infconv.quantize._placement import Layer, layers_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -108,4 +109,4 @@ def _apply(first: Layer, second: Layer, factors: Array) -> None:
 def _multiply(value: ir.Value, factors: Array) -> None:
     array = constant(value)
     assert array is not None
-    value.const_value = ir.tensor((array * factors).astype(np.float32), name=value.name)
+    set_constant(value, ir.tensor((array * factors).astype(np.float32), name=value.name))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
 
 import onnx_ir as ir
 from pydantic import Field
@@ -14,11 +16,13 @@ from infconv.passes._values import constant
 from infconv.quantize._collect import collect
 from infconv.quantize._latency import RUNTIMES
 from infconv.quantize._never_slower import Verdict, leave_slow_groups
-from infconv.quantize._placement import PLACEMENTS, Layer, Placement, is_kept, layers_of, place
+from infconv.quantize._placement import PLACEMENTS, WITHOUT_16_BITS, Placement, is_kept, layers_of, place
 from infconv.quantize._plan_file import PrecisionPlan
 from infconv.quantize._qdq import Inserter, QuantisedLayer
-from infconv.quantize._record import plan_document, planned_floats
-from infconv.quantize._search import Aim, Decision, evaluation_batches, search, wanted_tensors
+from infconv.quantize._quality import Kept, QualitySearch, Quantise
+from infconv.quantize._record import Planned, plan_document, planned
+from infconv.quantize._search import Aim, Decision, evaluation_batches, search, sensitivities, wanted_tensors
+from infconv.quantize._unplaced import why_none
 
 _OPSET = 13
 """The first opset with scales for each channel."""
@@ -31,8 +35,12 @@ class QuantizeStatic(Pass):
     scheme that costs the outputs least. A model that has Q/DQ of its own keeps them.
     """
 
+    uses_quality: ClassVar[bool] = True
+
     scheme: Literal["auto", "absmax", "percentile", "entropy", "mse"] = "auto"
     """How activations are clipped; auto: chosen for each tensor by the error at the outputs."""
+    activation_bits: Literal[8, 16] = 8
+    """16 is refused on every target: none has such kernels."""
     keep: tuple[str, ...] = ()
     """Layers that stay float: names, patterns such as `*/head/*`, operators such as `op:Gemm`."""
     correct_bias: bool = True
@@ -44,24 +52,47 @@ class QuantizeStatic(Pass):
     never_slower: bool = True
     """Leave groups of layers float that are not faster in INT8, measured where the target runs on this machine."""
     precision_plan: str | None = None
-    """A precision plan of an earlier conversion: what it keeps in float32 stays float."""
-    trials: int = Field(12, ge=4)
-    """How often the model is run to choose schemes, at most."""
+    """A precision plan of an earlier conversion: its scales are used, and what it keeps in float32 stays float."""
+    search_seconds: float = Field(300.0, ge=0)
+    """Time to look for the layers that have to stay float when the user's metric falls below its budget."""
+    trials: int = Field(3, ge=3)
+    """How often the model is run to choose schemes; each run beyond three tries another one for a single tensor."""
 
     def run(self, model: ir.Model, context: Context) -> int:
         """Quantise in place and return the number of pairs inserted. Raises UsageError without calibration data."""
+        if self.activation_bits == 16:
+            raise UnsupportedError(WITHOUT_16_BITS.get(context.target, WITHOUT_16_BITS["onnx"]), "Use 8 bits, or keep.")
         placement = PLACEMENTS.get(context.target, PLACEMENTS["onnx"])
         if any(node.op_type in {"QuantizeLinear", "DequantizeLinear"} for node in model.graph.all_nodes()):
             context.notes.append("The model has QuantizeLinear/DequantizeLinear of its own: they are kept as they are.")
             return 0
-        floats = self._kept(model, layers_of(model, placement.compute))
-        if not place(model, placement, floats.keys()).layers:
+        plan = None if self.precision_plan is None else PrecisionPlan.load(self.precision_plan)
+        given = None if plan is None else planned(model, placement, plan)
+        layers = layers_of(model, placement.compute)
+        floats = {layer.name: "user: keep" for layer in layers if is_kept(layer.node, self.keep)}
+        floats |= given.floats if given else {}
+        placed = place(model, placement, floats.keys())
+        if not placed.layers:
+            context.notes.append(why_none(model, placement, floats.keys()))
             return 0
-        _check(model, context)
+        _check_opset(model)
+        if given is not None:
+            _tell_unknown(given, context)
+            if not given.missing(placed):
+                return self._finish(model, placement, given.decision(placed, self._largest), floats, context, given)
+        _check_data(context, [] if given is None else given.missing(placed))
         decision = self._decide(model, placement, frozenset(floats), context)
+        if given is not None:
+            decision = dataclasses.replace(decision, params={**decision.params, **given.params})
         floats |= {
             name: f"sensitivity: alone it leaves {decision.sensitivity[name]:.1f} dB" for name in decision.floats
         }
+        facts: Mapping[str, float] = {}
+        if context.quality is not None:
+            kept = self._for_quality(model, placement, decision, frozenset(floats), context)
+            context.notes.extend(kept.notes)
+            floats |= {name: f"sensitivity: alone it leaves {kept.sensitivity[name]:.1f} dB" for name in kept.floats}
+            facts = kept.facts
         if self.never_slower and context.target in RUNTIMES:
             verdict = _measured(model, placement, decision, frozenset(floats), context)
             context.notes.extend(verdict.notes)
@@ -69,32 +100,76 @@ class QuantizeStatic(Pass):
                 return 0
             floats |= dict.fromkeys(verdict.floats, "kernel: the whole is faster when it is float")
         context.notes.extend(_remarks(model, placement, decision))
-        context.documents["precision.yaml"] = plan_document(model, placement, decision, floats).to_yaml()
+        return self._finish(model, placement, decision, floats, context, given, facts)
+
+    def _finish(
+        self,
+        model: ir.Model,
+        placement: Placement,
+        decision: Decision,
+        floats: Mapping[str, str],
+        context: Context,
+        given: Planned | None,
+        facts: Mapping[str, float] | None = None,
+    ) -> int:
+        reasons = {} if given is None else given.reasons
+        document = plan_document(model, placement, decision, floats, self._largest, reasons)
+        document = dataclasses.replace(document, facts={**document.facts, **(facts or {})})
+        context.documents["precision.yaml"] = document.to_yaml()
         return apply_decision(model, placement, decision, frozenset(floats))
 
-    def _kept(self, model: ir.Model, layers: list[Layer]) -> dict[str, str]:
-        """Return the layers that stay float by the user's will, and the reason."""
-        found = {layer.name: "user: keep" for layer in layers if is_kept(layer.node, self.keep)}
-        if self.precision_plan is not None:
-            planned = planned_floats(model, layers, PrecisionPlan.load(self.precision_plan))
-            found |= dict.fromkeys(planned, "user: the precision plan")
-        return found
+    @property
+    def _largest(self) -> int:
+        return 63 if self.reduce_range else 127
 
     def _decide(self, model: ir.Model, placement: Placement, excluded: frozenset[str], context: Context) -> Decision:
         assert context.calibration is not None
         batches, tell = context.calibration.batches, context.progress or (lambda _: None)
         wanted = wanted_tensors(place(model, placement, excluded))
         tell(f"calibrating {len(wanted)} tensors")
-        records = collect(model, wanted, batches)
+        records = collect(model, wanted, batches, workers=context.workers)
         least = self.min_sqnr if self.min_sqnr is not None or context.tolerance is None else context.tolerance.min_sqnr
         scheme = None if self.scheme == "auto" else self.scheme
-        largest = 63 if self.reduce_range else 127
-        aim = Aim(scheme, self.correct_bias, self.trials, least, largest_weight=largest)
+        aim = Aim(scheme, self.correct_bias, self.trials, least, largest_weight=self._largest)
         tell("choosing scales")
+        few, workers = evaluation_batches(model, wanted, batches), context.workers
+        if workers is not None and not workers.forked:  # a fork could not speak with them
+            return search(model, placement, records, few, aim, excluded, workers)
         return isolate.call(
-            lambda: search(model, placement, records, evaluation_batches(batches, aim.samples), aim, excluded),
+            lambda: search(model, placement, records, few, aim, excluded, workers),
             what="Choosing quantisation parameters",
         )
+
+    def _for_quality(
+        self, model: ir.Model, placement: Placement, decision: Decision, floats: frozenset[str], context: Context
+    ) -> Kept:
+        """Return which layers stay float so that the user's metric stays within its budget."""
+        assert context.calibration is not None
+        assert context.quality is not None
+        tell, workers, batches = context.progress or (lambda _: None), context.workers, context.calibration.batches
+
+        def ranked() -> dict[str, float]:
+            wanted = wanted_tensors(place(model, placement, floats))
+            few = evaluation_batches(model, wanted, batches)
+            if workers is not None and not workers.forked:
+                return sensitivities(model, placement, decision, few, floats, workers)
+            return isolate.call(
+                lambda: sensitivities(model, placement, decision, few, floats, workers), what="Ranking the layers"
+            )
+
+        quantise = _quantised(model, placement, decision, floats)
+        return QualitySearch(context.quality, quantise, self.search_seconds, tell).run(ranked)
+
+
+def _quantised(model: ir.Model, placement: Placement, decision: Decision, floats: frozenset[str]) -> Quantise:
+    """Return what quantises a copy of `model`, more layers than `floats` left float."""
+
+    def quantise(more: frozenset[str]) -> ir.Model:
+        clone = model.clone()
+        apply_decision(clone, placement, decision, floats | more)
+        return clone
+
+    return quantise
 
 
 def _measured(
@@ -104,20 +179,33 @@ def _measured(
     assert context.calibration is not None
     (context.progress or (lambda _: None))("measuring latency")
 
-    def quantise(more: frozenset[str]) -> ir.Model:
-        clone = model.clone()
-        apply_decision(clone, placement, decision, floats | more)
-        return clone
-
     layers = place(model, placement, floats).layers
     if not layers:
         return Verdict(frozenset(), ())
+    quantise = _quantised(model, placement, decision, floats)
     return leave_slow_groups(context.target, model, layers, quantise, next(context.calibration.batches()))
 
 
-def _check(model: ir.Model, context: Context) -> None:
+def _tell_unknown(given: Planned, context: Context) -> None:
+    if given.unknown:
+        some = ", ".join(f"'{entry.node}'" for entry in given.unknown[:3]) + (" …" if len(given.unknown) > 3 else "")
+        context.notes.append(
+            f"quantize-static: {len(given.unknown)} entries of the precision plan name no node: {some}."
+        )
+
+
+def _check_data(context: Context, missing: Sequence[str]) -> None:
+    """Raise UsageError when there is no data for the tensors `missing` from a plan, or for all."""
+    if context.calibration is None and missing:
+        lacks = (
+            f"The precision plan has no scale for {len(missing)} of the tensors to be quantised, e.g. '{missing[0]}'."
+        )
+        raise UsageError(lacks, "Give data for them with --calibration.")
     if context.calibration is None:
         raise UsageError("quantize-static needs calibration data.", "Give it with --calibration.")
+
+
+def _check_opset(model: ir.Model) -> None:
     opset = model.graph.opset_imports.get("", 0)
     if opset < _OPSET:
         raise UnsupportedError(f"INT8 needs opset {_OPSET} or later; the model has {opset}.", "Add --opset 20.")

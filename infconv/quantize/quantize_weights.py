@@ -13,9 +13,10 @@ from infconv.errors import UnsupportedError
 from infconv.passes import Context, Pass
 from infconv.passes._build import Builder, Names
 from infconv.passes._graphs import take_over
-from infconv.passes._values import constant, known_shape
+from infconv.passes._values import known_shape, tensor
+from infconv.quantize._absorb import weight_by_input
 from infconv.quantize._blocks import Blocks, gptq, round_to_nearest
-from infconv.quantize._hessians import input_moments
+from infconv.quantize._hessians import in_parts, input_moments
 from infconv.quantize._placement import Layer, is_kept, layers_of
 from infconv.quantize._tables import quantise_tables
 
@@ -24,8 +25,6 @@ Array = np.ndarray[Any, np.dtype[Any]]
 _COMPUTE = frozenset({"MatMul", "Gemm"})
 _OPSET = 21
 """The first opset whose DequantizeLinear has blocks and 4 bits."""
-_GROUP = 1 << 28
-"""Bytes of second moments that are held at a time."""
 
 
 class QuantizeWeights(Pass):
@@ -54,6 +53,11 @@ class QuantizeWeights(Pass):
         opset = model.graph.opset_imports.get("", 0)
         if layers and opset < _OPSET:
             raise UnsupportedError(f"INT4 needs opset {_OPSET} or later; the model has {opset}.", "Add --opset 21.")
+        if not layers:
+            context.notes.append(
+                f"No weight is stored in {self.bits} bits: no MatMul or Gemm has a constant of {self.least} elements "
+                "or more in float32 that the target has a kernel for."
+            )
         names = Names(model)
         symmetric = context.target == "tensorrt"
         for layer, blocks in self._blocks(model, layers, context, symmetric):
@@ -63,7 +67,8 @@ class QuantizeWeights(Pass):
 
     def _takes(self, layer: Layer, target: str) -> bool:
         """Whether the layer is large enough, not to be kept, and of a size that the target has kernels for."""
-        size = layer.weight.const_value.size if layer.weight.const_value is not None else self.least
+        weight = tensor(layer.weight)
+        size = 0 if weight is None else weight.size
         shape = known_shape(layer.weight) or (0, 0)
         rows = shape[1 - layer.axis]
         if target == "tensorrt" and (rows % self.block or rows == self.block):
@@ -76,38 +81,17 @@ class QuantizeWeights(Pass):
         """Yield each layer with its blocks; moments are collected for some layers at a time."""
         if self.method == "nearest" or context.calibration is None:
             for layer in layers:
-                yield layer, round_to_nearest(_matrix(layer), self.block, self.bits, symmetric)
+                yield layer, round_to_nearest(weight_by_input(layer), self.block, self.bits, symmetric)
             return
         results: list[tuple[Layer, Blocks]] = []
-        for group in _groups(layers):
+        for group in in_parts(layers, lambda layer: len(weight_by_input(layer))):
             tensors = list(dict.fromkeys(layer.data.name or "" for layer in group))
             moments = input_moments(model, tensors, context.calibration.batches)
             results += [(layer, self._gptq(layer, moments, symmetric)) for layer in group]
         yield from results
 
     def _gptq(self, layer: Layer, moments: Mapping[str, Array], symmetric: bool) -> Blocks:
-        return gptq(_matrix(layer), moments[layer.data.name or ""], self.block, self.bits, symmetric)
-
-
-def _groups(layers: list[Layer]) -> Iterator[list[Layer]]:
-    group: list[Layer] = []
-    used = 0
-    for layer in layers:
-        rows = len(_matrix(layer))
-        if group and used + 4 * rows * rows > _GROUP:
-            yield group
-            group, used = [], 0
-        group.append(layer)
-        used += 4 * rows * rows
-    if group:
-        yield group
-
-
-def _matrix(layer: Layer) -> Array:
-    """Return the weight as [inputs, outputs]."""
-    weight = constant(layer.weight)
-    assert weight is not None
-    return weight.T if layer.axis == 0 else weight
+        return gptq(weight_by_input(layer), moments[layer.data.name or ""], self.block, self.bits, symmetric)
 
 
 def _dequantize(layer: Layer, blocks: Blocks, model: ir.Model, names: Names) -> None:
@@ -120,6 +104,7 @@ def _dequantize(layer: Layer, blocks: Blocks, model: ir.Model, names: Names) -> 
     real = op.DequantizeLinear(
         integers, op.const(blocks.scales), *zeros, axis=0, block_size=blocks.size, _like=layer.weight
     )
+    real.shape = ir.Shape(blocks.integers.shape)  # of a Gemm with transB the weight's own is the other way round
     product = op.MatMul(layer.data, real, _like=layer.node.outputs[0])
     third = layer.node.inputs[2] if len(layer.node.inputs) > 2 else None
     if third is not None:

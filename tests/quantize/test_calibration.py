@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from infconv.errors import UsageError
 from infconv.quantize._calibration_options import ImageOptions, TextOptions
 from infconv.quantize._collect import Wanted, collect
 from infconv.quantize._lint import checked, remarks
-from infconv.quantize._readers import Data, Input, batch_size, open_data
+from infconv.quantize._readers import Batch, Data, Input, batch_size, open_data
+from infconv.quantize._search import evaluation_batches
 from infconv.quantize._sketch import BINS, Record, Sketch, merged
 from tests.helpers import parse
 
@@ -109,6 +111,20 @@ def test_no_samples_are_an_error() -> None:
         collect(parse(MODEL), [Wanted("a")], list)
 
 
+def test_fewer_samples_are_judged_where_each_has_many_values() -> None:
+    batches = [{"x": np.zeros((2, 4), "f4")} for _ in range(20)]
+    assert len(evaluation_batches(parse(MODEL), [Wanted("a")], lambda: batches)) == 8
+    large = parse("m (float[n, 4000000] x) => (float[n, 4000000] y) { a = Relu(x)  b = Relu(a)  y = Relu(b) }")
+    empty = [{"x": np.broadcast_to(np.float32(0), (1, 4_000_000))}] * 20
+    assert len(evaluation_batches(large, [Wanted("a"), Wanted("b")], lambda: empty)) == 4
+
+
+def test_a_batch_that_is_too_large_is_run_in_parts() -> None:
+    data = RNG.normal(size=(16, 4)).astype("f4")
+    records = collect(parse(MODEL), [Wanted("a"), Wanted("c")], lambda: [{"x": data}], group_bytes=64)
+    same(records["a"].sketch, sketch_of(np.maximum(data, 0)))
+
+
 # --- readers -------------------------------------------------------------------------------------------------------
 
 
@@ -200,6 +216,196 @@ def test_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "c.npz").write_text("no")
     with pytest.raises(UsageError, match="not a .npz file of plain arrays"):
         list(open_data(str(tmp_path / "c.npz"), [IMAGE]).batches())
+
+
+# --- odd uses ------------------------------------------------------------------------------------------------------
+
+TWO = [Input("ids", np.dtype("int64"), ("n", "s")), Input("mask", np.dtype("int64"), ("n", "s"))]
+
+
+def read(path: Path | str, inputs: list[Input] | None = None, **options: Any) -> list[Batch]:
+    return list(open_data(str(path), inputs or [IMAGE], **options).batches())
+
+
+def test_a_single_npy_file_feeds_the_only_input(tmp_path: Path) -> None:
+    values = RNG.normal(size=(11, 3, 8, 8)).astype("f4")
+    np.save(tmp_path / "c.npy", values)
+    np.testing.assert_array_equal(np.concatenate([batch["x"] for batch in read(tmp_path / "c.npy")]), values)
+    with pytest.raises(UsageError, match="feeds one input"):
+        read(tmp_path / "c.npy", TWO)
+    (tmp_path / "c.npy").write_bytes(b"\x93NUMPY")
+    with pytest.raises(UsageError, match="no file of plain arrays|not a .npy file"):
+        read(tmp_path / "c.npy")
+
+
+def test_a_batch_larger_than_the_models_is_divided(tmp_path: Path) -> None:
+    fixed = Input("x", np.dtype("float32"), (2, 3))
+    np.savez(tmp_path / "a.npz", x=np.arange(15, dtype="f4").reshape(5, 3))
+    found = read(tmp_path, [fixed])
+    assert [batch["x"][0, 0] for batch in found] == [0, 6]
+    assert len(read(tmp_path, [fixed], samples=2)) == 1
+
+
+def test_files_that_are_no_arrays_and_hidden_ones(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((3, 8, 8), "f4"))
+    (tmp_path / "._a.npy").write_bytes(b"Mac OS X")
+    assert len(read(tmp_path)) == 1
+    (tmp_path / "b.npy").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"b\.npy' is no file of plain arrays"):
+        read(tmp_path)
+    np.save(tmp_path / "b.npy", np.array([{}]), allow_pickle=True)
+    with pytest.raises(UsageError, match="no file of plain arrays"):
+        read(tmp_path)
+
+
+def test_a_damaged_archive_is_told(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "c.npz", x=RNG.normal(size=(30, 3, 8, 8)))
+    data = bytearray((tmp_path / "c.npz").read_bytes())
+    data[1000:1100] = bytes(100)
+    (tmp_path / "c.npz").write_bytes(data)
+    with pytest.raises(UsageError, match="not a .npz file of plain arrays"):
+        read(tmp_path / "c.npz")
+
+
+def test_arrays_of_different_lengths_and_scalars_are_told(tmp_path: Path) -> None:
+    for mask in (np.ones((3, 5), int), np.int64(1)):
+        np.savez(tmp_path / "c.npz", ids=np.ones((4, 5), int), mask=mask)
+        with pytest.raises(UsageError) as caught:
+            read(tmp_path / "c.npz", TWO)
+        assert "a batch in each" in str(caught.value)
+
+
+MODULE = """
+import numpy as np
+def once(kept=iter([np.zeros((1, 3, 8, 8), "f4")])):
+    return kept
+def broken():
+    yield {"x": np.zeros((1, 3, 8, 8), "f4")}
+    raise RuntimeError("no disk")
+def pair():
+    yield (np.zeros((1, 3, 8, 8), "f4"), 7)
+def text():
+    yield {"x": {"a": 1}}
+def nothing():
+    return None
+values = [1, 2]
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("broken", "failed: RuntimeError: no disk"),
+        ("pair", "yields a tuple, which is no array"),
+        ("text", "yields a dict, which is no array"),
+        ("nothing", "failed: TypeError"),
+        ("values", "is no function"),
+    ],
+)
+def test_what_goes_wrong_in_a_users_function_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, words: str
+) -> None:
+    (tmp_path / "odd_calibration.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    sys.modules.pop("odd_calibration", None)
+    with pytest.raises(UsageError, match=words):
+        read(f"odd_calibration:{name}")
+
+
+def test_a_generator_that_is_used_up_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "odd_calibration.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    sys.modules.pop("odd_calibration", None)
+    data = open_data("odd_calibration:once", [IMAGE])
+    assert len(list(data.batches())) == 1
+    with pytest.raises(UsageError, match="only once"):
+        list(data.batches())
+
+
+def picture(path: Path, shade: int, mode: str = "RGB", size: tuple[int, int] = (8, 8)) -> None:
+    image = pytest.importorskip("PIL.Image", reason="Pillow is optional")
+    path.parent.mkdir(exist_ok=True)
+    image.new(mode, size, shade).save(path)
+
+
+def test_a_folder_for_each_class_is_read_in_turn(tmp_path: Path) -> None:
+    for name, shade in (("cat/1.png", 0), ("cat/2.png", 0), ("dog/1.png", 255)):
+        picture(tmp_path / name, shade)
+    raw = ImageOptions(mean=(0.0,), std=(1.0,))
+    shades = [float(batch["x"][i, 0, 0, 0]) for batch in read(tmp_path, image=raw) for i in range(3)]
+    assert shades == pytest.approx([0, 1, 0])
+
+
+def test_other_kinds_of_images(tmp_path: Path) -> None:
+    raw = ImageOptions(mean=(0.0,), std=(1.0,))
+    for mode, shade in (("L", 128), ("I;16", 128 * 256), ("P", 0), ("RGBA", 0), ("CMYK", 0), ("1", 1)):
+        picture(tmp_path / mode.replace(";", "") / f"a.{'tif' if mode == 'CMYK' else 'png'}", shade, mode)
+        (batch,) = read(tmp_path / mode.replace(";", ""), image=raw)
+        assert batch["x"].shape == (1, 3, 8, 8)
+        if shade > 1:
+            assert batch["x"].max() == pytest.approx(128 / 255, abs=1e-3)
+
+
+def test_images_that_do_not_fit_the_options_are_told(tmp_path: Path) -> None:
+    picture(tmp_path / "a" / "a.png", 3)
+    for options, words in (
+        (ImageOptions(resize=8, crop=9), "crop .* is larger"),
+        (ImageOptions(mean=(0.5, 0.5)), "mean has 2 values"),
+        (ImageOptions(std=(1.0, 0.0, 1.0)), "std has a 0"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            read(tmp_path / "a", image=options)
+    (tmp_path / "a" / "b.jpg").write_bytes(b"<html>")
+    with pytest.raises(UsageError, match=r"b\.jpg' cannot be read"):
+        read(tmp_path / "a")
+    with pytest.raises(UsageError, match="2 dimensions"):
+        read(tmp_path / "a", [TWO[0]])
+
+
+def tokenizer(path: Path) -> TextOptions:
+    """Save a tokenizer that ends each text, pads to 12 and whose padding is not 0."""
+    library = pytest.importorskip("tokenizers", reason="tokenizers is optional")
+    words = library.models.WordLevel({"?": 0, "a": 5, "b": 6, "<pad>": 1, "<end>": 2}, unk_token="?")
+    made = library.Tokenizer(words)
+    made.pre_tokenizer = library.pre_tokenizers.Whitespace()
+    made.post_processor = library.processors.TemplateProcessing(single="$A <end>", special_tokens=[("<end>", 2)])
+    made.enable_padding(pad_id=1, pad_token="<pad>", length=12)
+    made.save(str(path))
+    return TextOptions(tokenizer=str(path), length=3)
+
+
+def test_padding_and_cutting_are_the_tokenizers_own(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"text": "a b"}\n{"text": "a"}\n{"text": "a b a b a"}\n', encoding="utf-8-sig")
+    options = tokenizer(tmp_path / "tokenizer.json")
+    inputs = [Input(n, np.dtype("int64"), ("n", 4)) for n in ("input_ids", "attention_mask", "position_ids")]
+    (batch,) = read(tmp_path / "t.jsonl", inputs, text=options)
+    assert batch["input_ids"].tolist() == [[5, 6, 2, 1], [5, 2, 1, 1], [5, 6, 5, 2]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3]] * 3
+    free = [Input("tokens", np.dtype("int64"), ("n", "s"))]
+    assert [b["tokens"].tolist() for b in read(tmp_path / "t.jsonl", free, text=options)] == [
+        [[5, 6, 2]],
+        [[5, 2]],
+        [[5, 6, 2]],
+    ]
+
+
+def test_text_that_cannot_be_used_is_told(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"text": "a"}\n')
+    ids = Input("input_ids", np.dtype("int64"), ("n", "s"))
+    options = tokenizer(tmp_path / "tokenizer.json")
+    with pytest.raises(UsageError, match="nothing is known for input 'pixels'"):
+        read(tmp_path / "t.jsonl", [ids, Input("pixels", np.dtype("float32"), ("n", "s"))], text=options)
+    with pytest.raises(UsageError, match="cannot be read"):
+        read(tmp_path / "t.jsonl", [ids], text=TextOptions(tokenizer=str(tmp_path / "none.json")))
+    (tmp_path / "t.jsonl").write_bytes(b'{"text": "\xe9"}\n')
+    with pytest.raises(UsageError, match="not UTF-8"):
+        read(tmp_path / "t.jsonl", [ids], text=options)
+    (tmp_path / "t.jsonl").write_text('{"input_ids": [1.5, 2]}')
+    with pytest.raises(UsageError, match="float64, the model wants int64"):
+        list(checked(open_data(str(tmp_path / "t.jsonl"), [ids]), [ids], [], real=False))
 
 
 # --- the check -----------------------------------------------------------------------------------------------------

@@ -154,6 +154,22 @@ def test_patterns_and_operators_stand_for_many_nodes(tmp_path: Path) -> None:
     assert kept == {"fc1", "act", "grow", "fc2"}
 
 
+def test_a_name_may_look_like_a_pattern(tmp_path: Path) -> None:
+    model = parse(BLOCK)
+    model.graph[0].name = "fc[0]"
+    step = LowerPrecision(precision_plan=edited([NodePlan("fc[0]", "float32")], tmp_path))
+    assert step.plan(model, Context()).decisions[model.graph[0]].reason == "user"
+
+
+def test_integers_and_scales_that_cannot_be_followed_are_told(tmp_path: Path) -> None:
+    entries = [NodePlan("fc1", "int8"), NodePlan("fc2", "float16", scale=3)]
+    context = Context()
+    LowerPrecision(precision_plan=edited(entries, tmp_path)).run(parse(BLOCK), context)
+    told = "\n".join(context.notes)
+    assert "1 entry of the precision plan has an integer type, for --int8: 'fc1'." in told
+    assert "1 entry of the precision plan has another scale than is needed: 'fc2'." in told
+
+
 def test_entries_that_name_nothing_or_cannot_be_followed_are_told(tmp_path: Path) -> None:
     text = BLOCK.replace("[act] b = Tanh(a)", "[act] b = local.Odd(a)").replace(
         "m (float", '<ir_version: 10, opset_import: ["" : 20, "local" : 1]> m (float'
@@ -176,6 +192,17 @@ def test_entries_that_name_nothing_or_cannot_be_followed_are_told(tmp_path: Path
         ("{version: 1, precision: fp16, nodes: [{node: a, type: float17}]}", "entry 1, has the unknown type 'float17'"),
         ("{version: 1, precision: fp16, nodes: [{node: a, type: int8, why: b}]}", "entry 1, has the unknown key 'why'"),
         ("{version: 1, precision: fp16, nodes: [{node: a}]}", "entry 1, must be a mapping with `node` and `type`"),
+        (
+            "{version: 1, precision: fp16, nodes: [{node: a, type: float16, scale: 0.5}]}",
+            "scale: 0.5; it is a whole number",
+        ),
+        ("{version: 1, precision: fp16, nodes: [{node: a, type: float16, id: 123}]}", "id: 123, which is not text"),
+        ("{version: 1, precision: fp16, nodes: [], facts: [1]}", "`facts` that are no mapping"),
+        ("{version: 1, precision: int8, nodes: [], biases: {a: [b]}}", "`biases` that are lists of numbers"),
+        (
+            "{version: 1, precision: fp16, nodes: [{node: a, type: float16}, {node: a, type: float32}]}",
+            "entry 2, is for 'a' like entry 1",
+        ),
         ("a: {b", "is not YAML"),
         ("12", "must be a mapping"),
     ],

@@ -17,9 +17,10 @@ from infconv.errors import UnsupportedError
 from infconv.model import save
 from infconv.passes import Context
 from infconv.quantize._blocks import gptq, round_to_nearest
+from infconv.quantize._hessians import shrunk
 from infconv.quantize.quantize_dynamic import QuantizeDynamic
 from infconv.quantize.quantize_weights import QuantizeWeights
-from tests.quantize.nets import Net, attention, decibel, run, samples
+from tests.quantize.nets import Net, attention, decibel, residual, run, samples
 
 RNG = np.random.default_rng(0)
 
@@ -63,6 +64,41 @@ def test_gptq_loses_less_than_rounding_where_inputs_are_correlated() -> None:
 def test_gptq_takes_inputs_that_are_always_zero() -> None:
     x = np.concatenate([RNG.normal(size=(50, 20)), np.zeros((50, 12))], axis=1).astype("f4")
     assert np.isfinite(gptq(RNG.normal(size=(32, 4)), x.T @ x, 32, 4, symmetric=True).real()).all()
+
+
+@pytest.mark.parametrize("size", [16, 32, 64, 128])
+def test_gptq_is_better_with_every_size_of_block_and_number_of_rows(size: int) -> None:
+    mixing = RNG.normal(size=(8, 100))
+    x = (RNG.normal(size=(400, 8)) @ mixing + 0.1 * RNG.normal(size=(400, 100))).astype("f4")
+    weight = RNG.normal(size=(100, 12)).astype("f4")  # the last block is a part of one
+    nearest = round_to_nearest(weight, size, 4, symmetric=False)
+    better = gptq(weight, x.T @ x / 400, size, 4, symmetric=False)
+    assert better.scales.shape == nearest.scales.shape
+    assert error(weight, better.real(), x) > error(weight, nearest.real(), x) + 2
+
+
+def test_gptq_does_not_trust_few_rows() -> None:
+    """48 rows of 96 numbers without any relation: what looks like one must not be made use of."""
+    x, fresh = RNG.normal(size=(48, 96)).astype("f4"), RNG.normal(size=(4000, 96)).astype("f4")
+    weight = RNG.normal(size=(96, 16)).astype("f4")
+    moments = shrunk(x.T @ x / 48, 48, float(np.sum(np.sum(x**2, 1) ** 2)))
+    nearest, better = round_to_nearest(weight, 32, 4, symmetric=False), gptq(weight, moments, 32, 4, symmetric=False)
+    assert error(weight, better.real(), fresh) > error(weight, nearest.real(), fresh) - 0.5
+    blind = gptq(weight, x.T @ x / 48, 32, 4, symmetric=False)
+    assert error(weight, blind.real(), fresh) < error(weight, nearest.real(), fresh) - 1
+
+
+def test_many_rows_are_trusted() -> None:
+    x = (RNG.normal(size=(4000, 8)) @ RNG.normal(size=(8, 32)) + 0.1 * RNG.normal(size=(4000, 32))).astype("f4")
+    moments = x.T @ x / 4000
+    kept = shrunk(moments, 4000, float(np.sum(np.sum(x**2, 1) ** 2)))
+    np.testing.assert_allclose(kept, moments, rtol=0.01, atol=0.01 * float(np.abs(moments).max()))
+
+
+def test_a_model_without_products_says_so() -> None:
+    ctx = Context(target="onnxruntime")
+    assert QuantizeWeights().run(residual(), ctx) == 0
+    assert "no MatMul or Gemm has a constant" in ctx.notes[0]
 
 
 def test_small_weights_and_those_to_keep_stay_float() -> None:

