@@ -30,8 +30,13 @@ def anchored(data: Mapping[str, Any], folder_of: Callable[[Keys], Path], own: Pa
     `folder_of` tells the folder that the path at some keys is relative to. `module:function` and URLs stay.
     """
     result = cast("dict[str, Any]", _copied(data))
+
+    def absolute(keys: Keys, path: str) -> str:
+        slash = "/" if path.endswith("/") else ""  # which tells a folder that does not exist yet
+        return path if not path or is_reference(path) else str(folder_of(keys) / path) + slash
+
     for keys in _PATHS:
-        _anchor(result, keys, (), folder_of)
+        _change(result, keys, (), absolute)
     for target in _items(result, "targets"):
         if isinstance(target, dict):
             cast("dict[str, Any]", target).setdefault("output", str(own))
@@ -45,8 +50,16 @@ def _copied(value: Any) -> Any:
     return [_copied(inner) for inner in cast("list[Any]", value)] if isinstance(value, list) else value
 
 
-def _anchor(node: Any, keys: tuple[str, ...], path: Keys, folder_of: Callable[[Keys], Path]) -> None:
-    """Make what `keys` lead to from `node`, which is at `path`, absolute; what is of another type is left alone."""
+def without_file_urls(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a pipeline's `data` with plain paths in place of file:// URLs."""
+    result = cast("dict[str, Any]", _copied(data))
+    for keys in _PATHS:
+        _change(result, keys, (), lambda _, path: path.removeprefix("file://") if "::" not in path else path)
+    return result
+
+
+def _change(node: Any, keys: tuple[str, ...], path: Keys, change: Callable[[Keys, str], str]) -> None:
+    """Change the texts that `keys` lead to from `node`, which is at `path`; what is of another type is left alone."""
     first, *rest = keys
     places: list[Any] = []
     if first == "*" and isinstance(node, list):
@@ -55,10 +68,9 @@ def _anchor(node: Any, keys: tuple[str, ...], path: Keys, folder_of: Callable[[K
         places = [first]
     for place in places:
         if rest:
-            _anchor(node[place], tuple(rest), (*path, place), folder_of)
-        elif isinstance(node[place], str) and node[place] and not is_reference(node[place]):
-            slash = "/" if node[place].endswith("/") else ""  # which tells a folder that does not exist yet
-            node[place] = str(folder_of((*path, place)) / node[place]) + slash
+            _change(node[place], tuple(rest), (*path, place), change)
+        elif isinstance(node[place], str):
+            node[place] = change((*path, place), node[place])
 
 
 def _add_own_folder(data: dict[str, Any], own: Path) -> None:

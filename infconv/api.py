@@ -7,122 +7,86 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from infconv import texts
 from infconv.errors import UsageError, did_you_mean
-from infconv.options import ConvertOptions, Dims, PathLike, Sizes
-from infconv.spec import PipelineSpec, StepItem, parse_options
+from infconv.graphs import load, optimize, save
+from infconv.options import DEFAULTS, ConvertOptions, Dims, PathLike, Sizes
+from infconv.spec import PipelineSpec, parse_options
 
 if TYPE_CHECKING:
-    import onnx
-    import onnx_ir as ir
-
     from infconv.bisect import Bisection
     from infconv.compare import Tolerance
     from infconv.comparison import Comparison
     from infconv.observe import Observer
     from infconv.result import Result
 
+__all__ = ["bisect", "bisect_spec", "compare", "convert", "load", "make_spec", "optimize", "run", "save"]
 
-def make_spec(
-    source: PathLike,
-    *,
-    target: str | Sequence[str] = "onnx",
-    output: PathLike | None = None,
-    fp16: bool = False,
-    bf16: bool = False,
-    int8: bool = False,
-    int4: bool = False,
-    input: Mapping[str, Dims] | Sequence[str] = (),
-    dim: Mapping[str, Sizes] | Sequence[str] = (),
-    sample: PathLike | None = None,
-    calibration: PathLike | Mapping[str, Any] | None = None,
-    steps: Sequence[StepItem] | None = None,
-    passes: str | Sequence[StepItem] = (),
-    skip: str | Sequence[str] = (),
-    opset: int | None = None,
-    verify: Literal["off", "end", "each"] = "end",
-    atol: float | None = None,
-    rtol: float | None = None,
-    min_sqnr: float | None = None,
-    edge_cases: Sequence[str] = (),
-    metric: str | None = None,
-    max_drop: float | None = None,
-    lower_is_better: bool = False,
-    step_timeout: float | str | None = None,
-    io_types: Literal["keep", "follow"] = "keep",
-    precision_plan: PathLike | None = None,
-    options: Mapping[str, Any] | None = None,
-    frontend: str | None = None,
-    layout: Literal["keep", "nchw", "nhwc"] = "keep",
-    weights: PathLike | None = None,
-    source_options: Mapping[str, Any] | None = None,
-    trust_pickle: bool = False,
-    python: PathLike | None = None,
-    env: str | None = None,
-    seed: int = 0,
-    timeout: float | str | None = None,
-    memory_limit: int | str | None = None,
-    cache: bool | str | None = None,
-    jobs: int | None = None,
-    report: PathLike | Sequence[PathLike] = (),
-) -> PipelineSpec:
-    """Return the pipeline that these options mean. Raises UsageError when they contradict each other."""
-    targets = [target] if isinstance(target, str) else list(target)
-    precision = _precision(fp16=fp16, bf16=bf16, int8=int8, int4=int4)
-    if precision_plan is not None and precision == "fp32":
-        precision = _planned(precision_plan)
-    entries = [
-        {
-            "target": name,
-            "precision": precision,
-            "output": _output(output, len(targets)),
-            "io_types": io_types,
-            "precision_plan": _path(precision_plan),
-            "options": dict(options or {}),
-        }
-        for name in targets
-    ]
-    data = {
-        "source": {
-            "path": os.fspath(source),
-            "frontend": frontend,
-            "inputs": texts.inputs(input),
-            "dims": texts.dims(dim),
-            "layout": layout,
-            "weights": _path(weights),
-            "trust_pickle": trust_pickle,
-            "options": dict(source_options or {}),
-            "python": _path(python),
-            "env": env,
-        },
-        "sample": _path(sample),
-        "calibration": _calibration(calibration, precision),
-        "opset": opset,
-        "steps": None if steps is None else list(steps),
-        "add": [passes] if isinstance(passes, str) else list(passes),
-        "skip": [skip] if isinstance(skip, str) else list(skip),
-        "targets": entries,
-        "verify": {
-            "when": verify,
-            "atol": atol,
-            "rtol": rtol,
-            "min_sqnr": min_sqnr,
-            "edge_cases": list(edge_cases),
-            "metric": metric,
-            "max_drop": max_drop,
-            "lower_is_better": lower_is_better,
-            "step_timeout": step_timeout,
-        },
-        "seed": seed,
-        "timeout": timeout,
-        "memory_limit": memory_limit,
-        "cache": cache,
-        "jobs": jobs,
-        "reports": [os.fspath(path) for path in ([report] if isinstance(report, str | os.PathLike) else report)],
+
+def make_spec(source: PathLike, **options: Unpack[ConvertOptions]) -> PipelineSpec:
+    """Return the pipeline that these options mean. Raises UsageError when they contradict each other.
+
+    Raises TypeError for an unknown option.
+    """
+    known = ConvertOptions.__annotations__
+    for name in options:
+        if name not in known:
+            raise TypeError(f"infconv.convert() has no option '{name}'. {did_you_mean(name, known)}")
+    precision = _precision(options)
+    given = {
+        "source": _source(source, options),
+        "calibration": _calibration(options.get("calibration"), precision),
+        "add": _listed(options.get("passes", ())),
+        "skip": _listed(options.get("skip", ())),
+        "targets": _targets(options, precision),
+        "verify": {"when": options.get("verify", "end"), **_same(options, _VERIFY)},
+        "reports": _listed(options.get("report", ())),
     }
-    return parse_options(data)
+    return parse_options(given | _same(options, _PIPELINE))
+
+
+_PIPELINE = ("sample", "opset", "steps", "seed", "timeout", "memory_limit", "cache", "jobs")
+_SOURCE = ("frontend", "layout", "weights", "trust_pickle", "python", "env")
+_TARGET = ("io_types", "precision_plan")
+_VERIFY = (*("atol", "rtol", "min_sqnr", "edge_cases", "metric", "max_drop", "lower_is_better", "step_timeout"),)
+"""The options that the pipeline file has by the same name; what is not given has the file's default."""
+
+
+def _same(options: ConvertOptions, names: Sequence[str]) -> dict[str, Any]:
+    """Return those of `options` that `names` lists, as plain data."""
+    given = cast("Mapping[str, Any]", options)
+    return {name: _plain(given[name]) for name in names if name in given}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, os.PathLike):
+        return os.fspath(cast("os.PathLike[str]", value))
+    return list(cast("Sequence[Any]", value)) if isinstance(value, Sequence) and not isinstance(value, str) else value
+
+
+def _listed(given: PathLike | Sequence[Any]) -> list[Any]:
+    """Return a list of what may be given alone."""
+    return [os.fspath(given)] if isinstance(given, str | os.PathLike) else [_plain(item) for item in given]
+
+
+def _source(source: PathLike, options: ConvertOptions) -> dict[str, Any]:
+    return {
+        "path": os.fspath(source),
+        "inputs": texts.inputs(options.get("input", ())),
+        "dims": texts.dims(options.get("dim", ())),
+        "options": dict(options.get("source_options") or {}),
+        **_same(options, _SOURCE),
+    }
+
+
+def _targets(options: ConvertOptions, precision: str) -> list[dict[str, Any]]:
+    """Return an entry for each target; all have the same output, which is a folder when there are several."""
+    names = _listed(options.get("target", "onnx"))
+    output = _output(options.get("output"), len(names))
+    own = {"precision": precision, "output": output, "options": dict(options.get("options") or {})}
+    return [{"target": name, **own, **_same(options, _TARGET)} for name in names]
 
 
 def _path(path: PathLike | None) -> str | None:
@@ -136,18 +100,23 @@ def _calibration(given: PathLike | Mapping[str, Any] | None, precision: str) -> 
     return given if given is None or isinstance(given, Mapping) else {"path": os.fspath(given)}
 
 
-def _precision(**asked: bool) -> str:
-    chosen = [name for name, on in asked.items() if on]
+def _precision(options: ConvertOptions) -> str:
+    chosen = [name for name in ("fp16", "bf16", "int8", "int4") if options.get(name)]
     if len(chosen) > 1:
         raise UsageError(f"--{' and --'.join(chosen)} exclude each other.", "Ask for one precision at a time.")
+    plan = options.get("precision_plan")
+    if plan is not None and not chosen:
+        return _planned(plan)
     return chosen[0] if chosen else "fp32"
 
 
 def _planned(path: PathLike) -> str:
     """Return the precision that a plan was made for."""
+    from infconv.nearby import fetched
     from infconv.quantize._plan_file import PrecisionPlan
 
-    return PrecisionPlan.load(path).precision
+    with fetched(os.fspath(path)) as local:
+        return PrecisionPlan.load(local.paths[0]).precision
 
 
 def _output(output: PathLike | None, count: int) -> str | None:
@@ -168,10 +137,6 @@ def convert(source: PathLike, *, observers: Sequence[Observer] = (), **options: 
     """
     from infconv.runs import execute_and_report
 
-    known = inspect.signature(make_spec).parameters
-    for name in options:
-        if name not in known:
-            raise TypeError(f"infconv.convert() has no option '{name}'. {did_you_mean(name, known)}")
     result = execute_and_report([make_spec(source, **options)], os.fspath(source), observers)
     if result.error:
         raise result.error
@@ -180,9 +145,12 @@ def convert(source: PathLike, *, observers: Sequence[Observer] = (), **options: 
 
 def _full_signature() -> inspect.Signature:
     """Return the signature of `convert` with every option and its default, for help() and editors."""
-    parameters = list(inspect.signature(make_spec).parameters.values())
-    observers = inspect.signature(convert).parameters["observers"]
-    return inspect.Signature([*parameters, observers], return_annotation="Result")
+    source, _, observers = sorted(inspect.signature(convert).parameters.values(), key=lambda p: p.name == "observers")
+    own = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=DEFAULTS.get(name), annotation=annotation)
+        for name, annotation in ConvertOptions.__annotations__.items()
+    ]
+    return inspect.Signature([source, *own, observers], return_annotation="Result")
 
 
 convert.__signature__ = _full_signature()  # pyright: ignore[reportFunctionMemberAccess]
@@ -214,52 +182,6 @@ def run(
     return result
 
 
-def optimize(
-    model: PathLike | onnx.ModelProto | ir.Model,
-    *,
-    target: str = "onnx",
-    level: Literal["basic", "extended", "all"] = "all",
-) -> ir.Model:
-    """Return an optimised copy of `model`; nothing is written and nothing verified.
-
-    `level`: `basic` keeps the operators, `extended` is the target's default, `all` adds what is not always faster.
-    """
-    from infconv.model import to_ir
-    from infconv.observe import Observers
-    from infconv.passes import Context
-    from infconv.runner import run_steps
-    from infconv.spec import ALIASES
-    from infconv.steps import resolve
-
-    target = ALIASES.get(target, target)
-    graph, _ = run_steps(resolve(level_steps(target, level)), to_ir(model), Context(target=target), Observers())
-    return graph
-
-
-def level_steps(target: str, level: str) -> Sequence[StepItem]:
-    """Return the shipped pipelines that make up a level: `basic` is the same for all targets."""
-    levels = {"basic": ["basic"], "extended": [target], "all": [target, "all"]}
-    if level not in levels:
-        raise UsageError(f"Unknown level '{level}'.", did_you_mean(level, levels))
-    return levels[level]
-
-
-def load(path: PathLike) -> ir.Model:
-    """Load an ONNX file with its weights mapped, not read. Raises SourceError."""
-    from infconv.model import load as load_model
-
-    return load_model(path)
-
-
-def save(model: ir.Model, path: PathLike, *, external: bool | None = None) -> list[Path]:
-    """Write `model` atomically to `path` (weights over 1.5 GB to `<path>.data`); return the files."""
-    from infconv.model import save as save_model
-    from infconv.publish import publish, staging
-
-    with staging(Path(path)) as stage:
-        return publish(save_model(model, stage / Path(path).name, external=external), Path(path).parent)
-
-
 def compare(
     a: PathLike,
     b: PathLike,
@@ -279,28 +201,30 @@ def compare(
 ) -> Comparison:
     """Run `a` and `b` on the same inputs and compare; `a` is the reference.
 
-    Each is a source of any framework, an ONNX file or an OpenVINO IR; `a` may be a .npz of recorded outputs. `as_` is
-    `topk:K` or `detections[:SCORE]`; `layers` looks inside. `input`, `dim`, `weights`, `trust_pickle` and `python` are
-    those of `convert`, for a source. The tolerance is that of float32 unless it is given. Raises SourceError when one
-    of them cannot be read.
+    Each is a source of any framework, an ONNX file, an OpenVINO IR or, where its GPU is, a TensorRT engine; `a` may be
+    a .npz of recorded outputs. `as_` is `topk:K` or `detections[:SCORE]`; `layers` looks inside. `input`, `dim`,
+    `weights`, `trust_pickle` and `python` are those of `convert`, for a source; the first two also say the sizes that
+    an ONNX file is run at. The tolerance is that of float32 unless it is given. Raises SourceError when one cannot be
+    read, UsageError when the inputs do not fit both, UnsupportedError for an engine whose GPU is not here.
     """
     from infconv.agreement import parse_view
     from infconv.comparison import compare_models
+    from infconv.given import told
+    from infconv.nearby import fetched
 
-    entries = [
-        make_spec(
-            path, input=input, dim=dim, weights=weights, trust_pickle=trust_pickle, python=python, seed=seed
-        ).source
-        for path in (a, b)
-    ]
-    return compare_models(
-        *entries,
-        inputs=_path(inputs),
-        tolerance=_tolerance(rtol, atol, min_sqnr),
-        view=None if as_ is None else parse_view(as_),
-        layers=layers,
-        seed=seed,
-    )
+    tolerance, view = _tolerance(rtol, atol, min_sqnr), None if as_ is None else parse_view(as_)
+    with fetched(os.fspath(a), os.fspath(b), *([] if inputs is None else [os.fspath(inputs)])) as local:
+        first, second, *fed = local.paths
+        entries = [
+            make_spec(
+                path, input=input, dim=dim, weights=weights, trust_pickle=trust_pickle, python=python, seed=seed
+            ).source
+            for path in (first, second)
+        ]
+        found = compare_models(
+            *entries, inputs=fed[0] if fed else None, tolerance=tolerance, view=view, layers=layers, seed=seed
+        )
+        return told(found, local.urls)
 
 
 def _tolerance(rtol: float | None, atol: float | None, min_sqnr: float | None) -> Tolerance:
@@ -342,9 +266,12 @@ def bisect_spec(
     """Do as `bisect`, for a pipeline."""
     from infconv.bisect import bisect as bisect_conversion
     from infconv.bisect_models import bisect_models
+    from infconv.nearby import near
+    from infconv.observe import Observers
 
     if other is None:
-        return bisect_conversion(spec, Path(repro), observers)
+        with near(spec, Observers(observers)) as local:
+            return bisect_conversion(local, Path(repro), observers)
     entries = [spec.source, spec.source.model_copy(update={"path": os.fspath(other)})]
     tolerance = _tolerance(spec.verify.rtol, spec.verify.atol, spec.verify.min_sqnr)
     return bisect_models(*entries, inputs=_path(inputs), tolerance=tolerance, seed=spec.seed, folder=Path(repro))

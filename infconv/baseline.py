@@ -7,15 +7,19 @@ import hashlib
 import json
 import os
 import platform
-import shutil
+import posixpath
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from infconv import remote
 from infconv.errors import UsageError
+from infconv.manifest import read_manifest
 from infconv.plain import plain
-from infconv.publish import digest, publish, staging
+from infconv.publish import digest
 from infconv.result import Artifact, Figures, Latency
+from infconv.urls import is_url, join, name_of, parent_of, split
 
 _VERSION = 1
 
@@ -29,15 +33,15 @@ class Past:
     """Of the artifact's files."""
     machine: Mapping[str, Any]
     """Where the latency was measured."""
-    copy: Path | None
-    """The artifact of then, when it is still there."""
+    copy: str | None
+    """Where the artifact of then is, when it is still there."""
 
 
 class Baseline:
-    """A baseline file."""
+    """A baseline file, at a path or URL; it speaks of artifacts by their paths or URLs."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, place: str) -> None:
+        self.place = place
 
     def check(self) -> None:
         """Raise UsageError when there is a file and it is no baseline."""
@@ -47,11 +51,11 @@ class Baseline:
     @property
     def exists(self) -> bool:
         """Whether there is one."""
-        return self.path.exists()
+        return remote.is_file(self.place)
 
-    def past(self, artifact: Artifact) -> Past | None:
-        """Return the figures of then for the artifact of this path. Raises UsageError when the file is not valid."""
-        key = self.key(artifact.path)
+    def past(self, artifact: str) -> Past | None:
+        """Return the figures of then for the artifact of this place. Raises UsageError when the file is not valid."""
+        key = self.key(artifact)
         entry = self._read().get(key)
         return None if entry is None else self._past(key, entry)
 
@@ -59,25 +63,35 @@ class Baseline:
         try:
             latency = entry["latency"] and Latency(**entry["latency"])
             figures = Figures(key, int(entry["nodes"]), int(entry["bytes"]), latency)
-            copy = self.copies / entry["fingerprint"][:16] / Path(key).name
-            return Past(figures, entry["fingerprint"], entry["machine"], copy if copy.is_file() else None)
+            copy = join(self._copy(entry["fingerprint"]), posixpath.basename(key))
+            return Past(figures, entry["fingerprint"], entry["machine"], copy if remote.is_file(copy) else None)
         except (KeyError, TypeError, ValueError) as error:
             raise self._broken(f"{key}: {type(error).__name__} {error}") from error
 
     @property
-    def copies(self) -> Path:
+    def copies(self) -> str:
         """The folder of the artifacts of then."""
-        return self.path.with_name(f"{self.path.stem}.artifacts")
+        return join(parent_of(self.place), f"{Path(name_of(self.place)).stem}.artifacts")
+
+    def _copy(self, fingerprint: str) -> str:
+        return join(self.copies, fingerprint[:16])
 
     def key(self, artifact: str) -> str:
-        """Return an artifact's name in the file: its path from the file's folder."""
-        return Path(os.path.relpath(artifact, self.path.parent)).as_posix()
+        """Return an artifact's name in the file: its path from the file's folder; a URL of another place as it is."""
+        folder = parent_of(self.place)
+        if not is_url(artifact) and not is_url(folder):
+            return Path(os.path.relpath(artifact, folder)).as_posix()
+        if is_url(artifact) and is_url(folder):
+            (before, own, after), (scheme, base, rest) = split(artifact), split(folder)
+            if (before, after) == (scheme, rest):
+                return posixpath.relpath(own, base)
+        return artifact
 
     def _read(self) -> dict[str, Any]:
         if not self.exists:
             return {}
         try:
-            document: Any = json.loads(self.path.read_text(encoding="utf-8"))
+            document: Any = json.loads(remote.read_text(self.place, UsageError))
             if document["baseline_version"] != _VERSION:
                 raise self._broken(f"version {document['baseline_version']}")
             return dict(cast("Mapping[str, Any]", document["artifacts"]))
@@ -85,7 +99,7 @@ class Baseline:
             raise self._broken(str(error)) from error
 
     def _broken(self, why: str) -> UsageError:
-        return UsageError(f"'{self.path}' is not a baseline: {why}.", "Write it anew with --update-baseline.")
+        return UsageError(f"'{self.place}' is not a baseline: {why}.", "Write it anew with --update-baseline.")
 
     def store(self, artifacts: Sequence[Artifact], figures: Sequence[Figures], *, update: bool) -> int:
         """Store the figures of artifacts: with `update` of all, else of those that the file lacks. Return how many."""
@@ -114,29 +128,28 @@ class Baseline:
         return True
 
     def _keep(self, artifact: Artifact, own_print: str) -> None:
-        folder = self.copies / own_print[:16]
-        first = folder / Path(artifact.path).name
-        with staging(first) as stage:
-            copies = [Path(shutil.copy2(file, stage / Path(file).name)) for file in artifact.files]
-            publish(copies, folder)
+        folder = self._copy(own_print)
+        with tempfile.TemporaryDirectory(prefix="infconv-") as name:
+            remote.write_files([remote.bring(file, Path(name)) for file in artifact.files], folder)
 
     def _write(self, known: Mapping[str, Any]) -> None:
         document = {"baseline_version": _VERSION, "artifacts": dict(sorted(known.items()))}
-        with staging(self.path) as stage:
-            file = stage / self.path.name
-            file.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-            publish([file], self.path.parent)
+        remote.write_text(self.place, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
 
     def _forget(self, wanted: set[str]) -> None:
         """Remove the copies that no entry names any more."""
-        for folder in self.copies.glob("*") if self.copies.is_dir() else ():
-            if folder.name not in wanted:
-                shutil.rmtree(folder, ignore_errors=True)
+        for name in remote.names_in(self.copies):
+            if name not in wanted:
+                remote.remove_folder(join(self.copies, name))
 
 
 def fingerprint(artifact: Artifact) -> str:
     """Return a digest of all the files that the artifact consists of."""
-    digests = [digest(Path(file)) for file in artifact.files]
+    if is_url(artifact.path):  # what went up is what its manifest says
+        listed = read_manifest(artifact.manifest)["artifact"]
+        digests = [listed[name_of(file)]["sha256"] for file in artifact.files]
+    else:
+        digests = [digest(Path(file)) for file in artifact.files]
     return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
 

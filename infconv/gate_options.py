@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from infconv.entries import Entry
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class LatencyGate(_Strict):
+class LatencyGate(Entry):
     """How long one inference may take, on inputs of the usual size."""
 
     max: float | None = Field(default=None, gt=0)
@@ -24,14 +22,14 @@ class LatencyGate(_Strict):
     """Threads of the runtime; by default its own choice."""
 
 
-class MaxGate(_Strict):
+class MaxGate(Entry):
     """The largest value allowed."""
 
     max: float = Field(ge=0)
     """The limit, in the unit that the gate's name says."""
 
 
-class ErrorGate(_Strict):
+class ErrorGate(Entry):
     """How far outputs may be from the source's: tighter than the tolerance of verification."""
 
     max_abs: float | None = Field(default=None, ge=0)
@@ -46,7 +44,7 @@ class ErrorGate(_Strict):
         return self
 
 
-class AccuracyGate(_Strict):
+class AccuracyGate(Entry):
     """What `verify.metric` must give for the artifact itself."""
 
     min: float | None = None
@@ -61,7 +59,7 @@ class AccuracyGate(_Strict):
         return self
 
 
-class TargetGates(_Strict):
+class TargetGates(Entry):
     """Limits that an artifact must keep."""
 
     latency_ms: LatencyGate | None = None

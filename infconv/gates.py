@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 from infconv.baseline import Baseline, Past, fingerprint, machine
 from infconv.errors import GateError, InfconvError, UsageError
 from infconv.gate_options import GatesEntry, LatencyGate, TargetGates
+from infconv.given import as_given
+from infconv.remote import at_hand
 from infconv.result import Artifact, Figures, GateCheck, Latency, Result
 
 if TYPE_CHECKING:
     from infconv.bench import BenchRow, Settings
-    from infconv.pipeline import Job
+    from infconv.planning import Job
     from infconv.spec import PipelineSpec, TargetEntry
 
 _RUNTIMES = {".onnx": "onnxruntime", ".xml": "openvino"}
@@ -79,10 +81,10 @@ def check_gates(
     checks: list[GateCheck] = []
     figures: list[Figures] = []
     named = spec.gates.baseline if spec.gates else None
-    baseline = Baseline(Path(named)) if named else None
+    baseline = Baseline(named) if named else None
     for subject in subjects:
         gates = gates_of(spec, subject.job.entry)
-        past = baseline.past(subject.artifact) if baseline and not update_baseline else None
+        past = baseline.past(as_given(subject.artifact.path, spec)) if baseline and not update_baseline else None
         found, race = Figures(subject.artifact.path, subject.artifact.nodes_after, subject.artifact.bytes), None
         try:
             found, race = _measure(subject, gates, found, past, spec.seed)
@@ -127,12 +129,13 @@ def _measure(
     return figures, None if alone else row
 
 
-def _race(rival: Path, path: str, inputs: str, settings: Settings) -> BenchRow | None:
+def _race(rival: str, path: str, inputs: str, settings: Settings) -> BenchRow | None:
     """Return the row of `path` beside `rival`; None when that does not run, on these inputs or at all."""
     from infconv.bench import bench
 
     try:
-        return bench([str(rival), path], inputs=inputs, settings=settings)[1]
+        with at_hand(rival) as local:
+            return bench([local, path], inputs=inputs, settings=settings)[1]
     except InfconvError:
         return None
 
@@ -276,7 +279,7 @@ def _baselines(specs: Sequence[PipelineSpec]) -> list[str]:
 def check_baselines(specs: Sequence[PipelineSpec]) -> None:
     """Raise UsageError for a baseline that cannot be read, before the work and not after it."""
     for path in _baselines(specs):
-        Baseline(Path(path)).check()
+        Baseline(path).check()
 
 
 def store_baselines(specs: Sequence[PipelineSpec], result: Result, *, update: bool) -> list[str]:
@@ -287,7 +290,7 @@ def store_baselines(specs: Sequence[PipelineSpec], result: Result, *, update: bo
     for path in _baselines(specs):
         own = {spec.source.label() for spec in specs if spec.gates and spec.gates.baseline == path}
         artifacts = [artifact for artifact in result.artifacts if artifact.source in own]
-        count = Baseline(Path(path)).store(artifacts, result.figures, update=update)
+        count = Baseline(path).store(artifacts, result.figures, update=update)
         if count:
             notes.append(f"The figures of {count} artifact{'s' * (count > 1)} are the new baseline in '{path}'.")
     return notes

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from infconv.cache._keys import StepKeys
     from infconv.passes import Context
-    from infconv.pipeline import Job
+    from infconv.planning import Job
     from infconv.shelf import Shelf
     from infconv.spec import PipelineSpec
 

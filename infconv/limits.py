@@ -13,17 +13,24 @@ from infconv.publish import session
 
 if TYPE_CHECKING:
     from infconv.observe import Observer
+    from infconv.passes import Workers
     from infconv.result import Result
     from infconv.spec import PipelineSpec
 
 
-def execute_limited(spec: PipelineSpec, observers: Sequence[Observer] = (), *, update_baseline: bool = False) -> Result:
+def execute_limited(
+    spec: PipelineSpec,
+    observers: Sequence[Observer] = (),
+    *,
+    update_baseline: bool = False,
+    workers: Workers | None = None,
+) -> Result:
     """Run `spec` as `execute` does; with a time-out or a memory limit in a child, which leaves nothing when it ends.
 
-    Raises ResourceError at a limit.
+    `workers` take on parts of long steps where there is no limit. Raises ResourceError at a limit.
     """
     if spec.timeout is None and spec.memory_limit is None:
-        return execute(spec, observers, update_baseline=update_baseline)
+        return execute(spec, observers, update_baseline=update_baseline, workers=workers)
     if not isolate.CAN_FORK:
         raise UnsupportedError("--timeout and --memory-limit work on Linux only.", "Leave them out.")
     with session() as folder:

@@ -10,10 +10,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from infconv import remote
 from infconv.errors import SourceError
+from infconv.given import as_given
 from infconv.plain import plain
 from infconv.publish import digest
 from infconv.steps import Repeat, as_items
+from infconv.urls import join, name_of, parent_of
 
 if TYPE_CHECKING:
     from infconv.convert._base import Source
@@ -56,7 +59,7 @@ def described(
     resolved = spec.model_dump(mode="json", exclude_defaults=True, exclude={"cache", "jobs"})
     told = {key: value for key, value in plain(artifact).items() if key not in {"source", "cached"}}
     whole = {**document, "pipeline": {**resolved, "steps": as_items(steps)}, **told}
-    return json.dumps(whole, indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(as_given(whole, spec), indent=1, ensure_ascii=False) + "\n"
 
 
 def library_versions() -> Mapping[str, str]:
@@ -97,15 +100,16 @@ class FileCheck:
     """What it is now."""
 
 
-def manifest_of(artifact: str) -> Path:
-    """Return the manifest beside an artifact, which may be named itself."""
-    return Path(artifact if artifact.endswith(_SUFFIX) else artifact + _SUFFIX)
+def manifest_of(artifact: str) -> str:
+    """Return the manifest beside an artifact at a path or URL, which may be named itself."""
+    name = name_of(artifact)
+    return artifact if name.endswith(_SUFFIX) else join(parent_of(artifact), name + _SUFFIX)
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """Return what a manifest says. Raises SourceError when it is missing or not one."""
+def read_manifest(path: str) -> dict[str, Any]:
+    """Return what a manifest, at a path or URL, says. Raises SourceError when it is missing or not one."""
     try:
-        document: Any = json.loads(path.read_text(encoding="utf-8"))
+        document: Any = json.loads(remote.read_text(path))
     except FileNotFoundError:
         raise SourceError(f"There is no manifest '{path}'.", "It is written beside each artifact.") from None
     except (OSError, ValueError) as error:
@@ -119,14 +123,15 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", document)
 
 
-def check_files(path: Path) -> list[FileCheck]:
+def check_files(path: str) -> list[FileCheck]:
     """Return how the files that the manifest at `path` names are now, the artifact first. Raises SourceError."""
     listed: dict[str, Any] = read_manifest(path)["artifact"]
-    return [_check_file(path.with_name(name), entry["sha256"]) for name, entry in listed.items()]
+    folder = parent_of(path)
+    return [_check_file(join(folder, name), entry["sha256"]) for name, entry in listed.items()]
 
 
-def _check_file(path: Path, expected: str) -> FileCheck:
-    if not path.is_file():
-        return FileCheck(str(path), "missing")
-    found = digest(path)
-    return FileCheck(str(path), "ok" if found == expected else "changed", found)
+def _check_file(place: str, expected: str) -> FileCheck:
+    if not remote.is_file(place):
+        return FileCheck(place, "missing")
+    found = remote.digest_of(place)
+    return FileCheck(place, "ok" if found == expected else "changed", found)

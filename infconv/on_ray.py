@@ -18,12 +18,11 @@ from infconv.limits import execute_limited
 from infconv.observe import Observers
 from infconv.result import Result
 from infconv.runs import joined, measures_time
+from infconv.urls import is_url
+from infconv.workers import RETRIES, OnRay
 
 if TYPE_CHECKING:
     from infconv.spec import PipelineSpec
-
-_RETRIES = 3
-"""How often a task is started again after its process or its node died."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +33,9 @@ class _Task:
     spec: PipelineSpec
 
 
-def execute_on(address: str, specs: Sequence[PipelineSpec], watch: Observers) -> list[Result | InfconvError]:
+def execute_on(
+    address: str, specs: Sequence[PipelineSpec], watch: Observers, *, update_baseline: bool = False
+) -> list[Result | InfconvError]:
     """Return the outcome of each pipeline, made on the cluster at `address`: `ray`, or `ray://host:port`.
 
     `ray` is the cluster that this machine belongs to (RAY_ADDRESS), or one of its own for the run. Sources and outputs
@@ -42,19 +43,23 @@ def execute_on(address: str, specs: Sequence[PipelineSpec], watch: Observers) ->
     """
     ray = _connect(address, specs)
     try:
-        return run_tasks(ray, specs, watch)
+        return run_tasks(ray, specs, watch, update_baseline=update_baseline)
     finally:
         ray.shutdown()
 
 
-def run_tasks(ray: Any, specs: Sequence[PipelineSpec], watch: Observers) -> list[Result | InfconvError]:
+def run_tasks(
+    ray: Any, specs: Sequence[PipelineSpec], watch: Observers, *, update_baseline: bool = False
+) -> list[Result | InfconvError]:
     """Do as `execute_on`, on the cluster that the module `ray` is connected to."""
-    tasks = _tasks(specs, int(ray.cluster_resources().get("CPU", 1)))
+    processors = int(ray.cluster_resources().get("CPU", 1))
+    tasks = _tasks(specs, processors)
+    share = max(1, processors // max(1, len(tasks)))
     remote = ray.remote(_execute)
     started = [
         remote.options(
-            num_cpus=1, max_retries=_RETRIES, memory=task.spec.memory_limit, name=task.spec.source.label()
-        ).remote(task.spec.model_dump(mode="json", exclude_defaults=True), sys.path)
+            num_cpus=1, max_retries=RETRIES, memory=task.spec.memory_limit, name=task.spec.source.label()
+        ).remote(task.spec.model_dump(mode="json", exclude_defaults=True), sys.path, share, update_baseline)
         for task in tasks
     ]
     outcomes = _collect(ray, started, tasks, watch)
@@ -106,17 +111,25 @@ def _alone(spec: PipelineSpec) -> PipelineSpec:
     return spec.model_copy(update={"jobs": 1})
 
 
-def _execute(data: dict[str, Any], path: list[str]) -> Result | InfconvError:
-    """Run in a task: an InfconvError is an outcome, which it would not do to try again."""
+def _execute(data: dict[str, Any], path: list[str], share: int, update_baseline: bool) -> Result | InfconvError:
+    """Run in a task, which may start `share` more at a time: an InfconvError is an outcome, and not tried again."""
     from infconv.publish import session
     from infconv.spec import PipelineSpec
 
     sys.path += [folder for folder in path if folder not in sys.path]
     with session():
         try:
-            return execute_limited(PipelineSpec.model_validate(data))
+            spec = PipelineSpec.model_validate(data)
+            workers = OnRay(share) if share > 1 and _is_divisible(spec) else None
+            return execute_limited(spec, update_baseline=update_baseline, workers=workers)
         except InfconvError as error:
             return error
+
+
+def _is_divisible(spec: PipelineSpec) -> bool:
+    """Whether parts of its steps may run elsewhere: not where a step is forked, nor where data was fetched to here."""
+    here = is_url(spec.calibration.path) if spec.calibration else False
+    return spec.verify.when != "each" and not here
 
 
 def _collect(ray: Any, started: Sequence[Any], tasks: Sequence[_Task], watch: Observers) -> list[Result | InfconvError]:
@@ -135,7 +148,7 @@ def _collect(ray: Any, started: Sequence[Any], tasks: Sequence[_Task], watch: Ob
             )
         except ray.exceptions.WorkerCrashedError:
             outcomes.append(
-                Crashed(f"The process that converted '{task.spec.source.label()}' died {_RETRIES + 1} times.")
+                Crashed(f"The process that converted '{task.spec.source.label()}' died {RETRIES + 1} times.")
             )
     return outcomes
 

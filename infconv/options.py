@@ -8,8 +8,12 @@ from typing import Any, Literal, TypeAlias, TypedDict
 
 PathLike: TypeAlias = str | os.PathLike[str]
 Item: TypeAlias = str | dict[str, Any]
+"""A step of a pipeline: its name, or `{name: options}`."""
 Dims: TypeAlias = str | Sequence[int | str] | Mapping[str, Any]
 Sizes: TypeAlias = int | str | Sequence[int] | Mapping[str, int]
+
+ALIASES = {"ort": "onnxruntime", "ov": "openvino", "trt": "tensorrt"}
+"""Short names of targets."""
 
 
 class ConvertOptions(TypedDict, total=False):
@@ -93,3 +97,25 @@ class ConvertOptions(TypedDict, total=False):
     """Memory for each process of the conversion: bytes, or `8GiB`."""
     report: PathLike | Sequence[PathLike]
     """Files to write reports to: .html, .json, .md, .xml (JUnit) or .sarif, by suffix."""
+
+
+DEFAULTS: ConvertOptions = {
+    "target": "onnx",
+    "fp16": False,
+    "bf16": False,
+    "int8": False,
+    "int4": False,
+    "input": (),
+    "dim": (),
+    "passes": (),
+    "skip": (),
+    "verify": "end",
+    "edge_cases": (),
+    "lower_is_better": False,
+    "io_types": "keep",
+    "layout": "keep",
+    "trust_pickle": False,
+    "seed": 0,
+    "report": (),
+}
+"""What options are that nobody gives; the others are None."""

@@ -13,9 +13,11 @@ from infconv.anchor import anchored
 from infconv.errors import UsageError
 from infconv.explain import Problem, problems
 from infconv.matrix import Expanded, axes_in, expand, told, unknown_references
+from infconv.options import ALIASES
 from infconv.pipeline_layers import Layers, read_layers
 from infconv.quantize._calibration_options import CalibrationEntry
-from infconv.spec import ALIASES, PipelineSpec, SourceEntry
+from infconv.spec import PipelineSpec, SourceEntry
+from infconv.urls import is_url
 
 
 class ListedSource(SourceEntry):
@@ -44,6 +46,8 @@ def load_run(path: str | Path, overrides: Sequence[str] = ()) -> list[PipelineSp
     `overrides` are KEY=VALUE, as `--set` takes them. Raises UsageError that lists every problem of keys, values and
     steps, each with its line.
     """
+    if is_url(str(path)):
+        raise UsageError(f"The pipeline '{path}' is at a URL; pipelines are read from files.", "Copy it here first.")
     path = Path(path)
     layers = read_layers(path, overrides)
     expanded, found = expand(layers.data)

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 from infconv.errors import InfconvError, ResourceError, UsageError, did_you_mean
 from infconv.gates import check_baselines, gate_error, gates_of, store_baselines
 from infconv.limits import execute_limited
+from infconv.nearby import refuse_lost
 from infconv.observe import Observers
 from infconv.parallel import processes, run_each
-from infconv.pipeline import Job, failure_of, plan
+from infconv.pipeline import failure_of
+from infconv.planning import Job, plan
 from infconv.result import Result
 from infconv.spec import PipelineSpec
 
@@ -33,7 +35,7 @@ def plan_all(specs: Sequence[PipelineSpec]) -> list[list[Job]]:
             output = job.output.resolve()
             if output in seen:
                 raise UsageError(
-                    f"'{seen[output]}' and '{spec.source.path}' would both be written to '{job.output}'.",
+                    f"'{seen[output]}' and '{spec.source.path}' would both be written to '{job.place}'.",
                     "Put ${source} or ${matrix:NAME} into the output.",
                 )
             seen[output] = spec.source.path
@@ -64,7 +66,7 @@ def select(specs: Sequence[PipelineSpec], only: Sequence[str]) -> list[PipelineS
 
 def _names(spec: PipelineSpec, job: Job) -> set[str]:
     own = {spec.source.label(), spec.source.path, job.entry.target, job.exporter.target, job.entry.precision}
-    return {*own, job.output.name, job.output.stem, str(job.output)}
+    return {*own, job.output.name, job.output.stem, job.place}
 
 
 def _matches(names: set[str], wanted: str) -> bool:
@@ -92,6 +94,7 @@ def execute_all(
     before anything is made.
     """
     planned = plan_all(specs)
+    refuse_lost(specs, elsewhere=on is not None)
     if not update_baseline:
         check_baselines(specs)
     if on is None:
@@ -99,7 +102,7 @@ def execute_all(
     else:
         from infconv.on_ray import execute_on
 
-        outcomes = execute_on(on, specs, Observers(observers))
+        outcomes = execute_on(on, specs, Observers(observers), update_baseline=update_baseline)
     results: list[Result] = []
     for spec, jobs, done in zip(specs, planned, outcomes, strict=True):
         result = done

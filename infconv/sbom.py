@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from infconv import remote
 from infconv.manifest import read_manifest
-from infconv.publish import publish, staging
 
 _NAMESPACE = uuid.UUID("6f1f9f3c-2d0b-5b4e-9d37-4a6b8f0f7c55")
 """Any constant serves: the serial number follows from the content, so that the same artifacts give the same bytes."""
@@ -17,11 +16,7 @@ _NAMESPACE = uuid.UUID("6f1f9f3c-2d0b-5b4e-9d37-4a6b8f0f7c55")
 
 def write_sbom(path: str, manifests: Sequence[str]) -> None:
     """Write the bill of materials of the artifacts of `manifests` to `path`. Raises SourceError, UsageError."""
-    text = to_sbom([read_manifest(Path(manifest)) for manifest in manifests])
-    with staging(Path(path)) as stage:
-        file = stage / Path(path).name
-        file.write_text(text, encoding="utf-8")
-        publish([file], Path(path).parent)
+    remote.write_text(path, to_sbom([read_manifest(manifest) for manifest in manifests]))
 
 
 def to_sbom(manifests: Sequence[Mapping[str, Any]]) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from infconv import registry
+from infconv.options import ALIASES
 from infconv.run_file import PipelineFile
-from infconv.spec import ALIASES
 from infconv.steps import shipped
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -77,6 +77,7 @@ def _step(definitions: dict[str, Any]) -> dict[str, Any]:
     named = [{"const": name, "description": kind.summary()} for name, kind in passes.items()]
     named += [{"const": name, "description": f"The shipped steps '{name}'."} for name in shipped()]
     options: dict[str, Any] = {name: _options(name, kind, definitions) for name, kind in passes.items()}
+    options |= {name: {"type": ["object", "null"], "maxProperties": 0} for name in shipped()}
     options["repeat"] = {
         "description": "Run these steps again until none of them changes anything.",
         "type": "array",

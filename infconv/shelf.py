@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from infconv.passes import Context
-    from infconv.pipeline import Job
+    from infconv.planning import Job
     from infconv.reference import Reference
     from infconv.spec import PipelineSpec
 
@@ -315,14 +315,9 @@ def _digest_array(array: Any) -> str:
 
 def _model_files(path: Path) -> list[Path]:
     """Return an ONNX file and the files of its external data."""
-    from infconv._normalise import inner_tensors
-    from infconv._protobuf import MAPPED
-    from infconv.model import read_proto
+    from infconv.external_files import external_locations
 
-    proto, _ = read_proto(path)
-    entries = [e for t in (*proto.graph.initializer, *inner_tensors(proto)) for e in t.external_data]
-    locations = {entry.value for entry in entries if entry.key == "location"} - {MAPPED}
-    return [path, *(path.parent / location for location in sorted(locations))]
+    return [path, *(path.parent / location for location in external_locations(path))]
 
 
 def _copy_model(files: Sequence[Path], stage: Path) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -9,10 +10,9 @@ from typing import Annotated, Any, Literal, cast
 import yaml
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
+    PrivateAttr,
     ValidationError,
     WithJsonSchema,
     field_validator,
@@ -21,14 +21,15 @@ from pydantic import (
 
 from infconv import anchor, texts
 from infconv.convert._base import DimRange, InputSpec, check_dtype
+from infconv.entries import Entry
 from infconv.errors import UsageError
 from infconv.explain import ended, problems
 from infconv.gate_options import GatesEntry, TargetGates
+from infconv.options import Item as StepItem
 from infconv.quantize._calibration_options import CalibrationEntry
+from infconv.urls import is_url, name_of
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int4"]
-StepItem = str | dict[str, Any]
-ALIASES = {"ort": "onnxruntime", "ov": "openvino", "trt": "tensorrt"}
 
 
 def _quantity(parse: Callable[[str, str], float]) -> BeforeValidator:
@@ -43,7 +44,8 @@ def _quantity(parse: Callable[[str, str], float]) -> BeforeValidator:
     return BeforeValidator(read)
 
 
-_NUMBER_OR_TEXT: dict[str, Any] = {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string"}]}
+_TEXT = {"type": "string", "pattern": r"^\s*[0-9]+(\.[0-9]+)?\s*[A-Za-z]*\s*$|\$\{"}
+_NUMBER_OR_TEXT: dict[str, Any] = {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, _TEXT]}
 Seconds = Annotated[float, _quantity(texts.duration), Field(gt=0), WithJsonSchema(_NUMBER_OR_TEXT)]
 Bytes = Annotated[int, _quantity(texts.memory), Field(gt=0), WithJsonSchema(_NUMBER_OR_TEXT)]
 
@@ -55,14 +57,11 @@ def _report(path: str) -> str:
         raise ValueError(f"{error.message} {error.hint}") from None
 
 
-ReportPath = Annotated[str, AfterValidator(_report)]
+_REPORT = {"type": "string", "pattern": rf"({'|'.join(map(re.escape, texts.REPORTS))})(::.*)?$|\$\{{"}
+ReportPath = Annotated[str, AfterValidator(_report), WithJsonSchema(_REPORT)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class DimEntry(_Strict):
+class DimEntry(Entry):
     """The sizes of a dynamic dimension."""
 
     min: int = Field(default=1, ge=1)
@@ -77,7 +76,7 @@ class DimEntry(_Strict):
         return self
 
 
-class InputEntry(_Strict):
+class InputEntry(Entry):
     """A model input: names in `dims` are dynamic, numbers fixed."""
 
     dims: list[int | str]
@@ -94,7 +93,7 @@ class InputEntry(_Strict):
             raise ValueError(f"{error.message} {error.hint}") from None
 
 
-class SourceEntry(_Strict):
+class SourceEntry(Entry):
     """The model to convert."""
 
     path: str
@@ -103,9 +102,9 @@ class SourceEntry(_Strict):
     """What it is called in --only, in reports and for `${source}`; by default after its path."""
     frontend: str | None = None
     """Overrides what is recognised from the content."""
-    inputs: dict[str, list[int | str] | InputEntry] = {}
+    inputs: dict[str, list[int | str] | InputEntry] = Field(default={})
     """Input name -> dims, e.g. `pixel_values: [batch, 3, 224, 224]`."""
-    dims: dict[str, DimEntry] = {}
+    dims: dict[str, DimEntry] = Field(default={})
     """Dynamic dimension -> its sizes, e.g. `batch: {min: 1, opt: 8, max: 32}`."""
     layout: Literal["keep", "nchw", "nhwc"] = "keep"
     """Where images at the artifact's inputs and outputs have their channels; `inputs` are as the source has them."""
@@ -113,13 +112,13 @@ class SourceEntry(_Strict):
     """State dict or safetensors of a `module:factory` source."""
     trust_pickle: bool = False
     """Allow a source that runs code when it is loaded."""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default={})
     """Options of the frontend, e.g. `dtype: auto` for a Hugging Face folder."""
     python: str | None = None
     """The interpreter in which the source's framework is installed."""
     env: str | None = None
     """The environment (infconv env list) that runs the framework; by default the one of the frontend's name."""
-    python_path: list[str] = []
+    python_path: list[str] = Field(default=[])
     """Folders in which `module:name` is looked for before others; a pipeline file's own folder is one of them."""
 
     @field_validator("inputs", mode="before")
@@ -133,7 +132,9 @@ class SourceEntry(_Strict):
 
     def label(self) -> str:
         """Return what the source is called."""
-        return self.name or Path(self.path.rpartition(":")[2].rstrip("/")).stem
+        if self.name is not None:
+            return self.name
+        return Path(name_of(self.path) if is_url(self.path) else self.path.rpartition(":")[2].rstrip("/")).stem
 
     def input_specs(self) -> dict[str, InputSpec]:
         """Return the inputs as the frontends take them."""
@@ -149,7 +150,7 @@ class SourceEntry(_Strict):
         return {name: DimRange(d.min, d.opt, d.max) for name, d in self.dims.items()}
 
 
-class TargetEntry(_Strict):
+class TargetEntry(Entry):
     """An artifact to make."""
 
     target: str
@@ -163,13 +164,13 @@ class TargetEntry(_Strict):
     """Whether float inputs and outputs stay float32 or follow the precision."""
     precision_plan: str | None = None
     """A precision plan to apply, as an earlier conversion left it beside its artifact (docs/precision.md)."""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default={})
     """Options of the exporter, e.g. `compute_capability: sm89`."""
     gates: TargetGates | None = None
     """Limits for this artifact, each in place of the pipeline's."""
 
 
-class VerifyEntry(_Strict):
+class VerifyEntry(Entry):
     """How results are compared with the source's."""
 
     when: Literal["off", "end", "each"] = "end"
@@ -185,7 +186,7 @@ class VerifyEntry(_Strict):
     atol: float | None = Field(default=None, ge=0)
     min_sqnr: float | None = None
     """Least signal-to-noise ratio in dB."""
-    edge_cases: list[Literal["zeros", "ones", "large", "denormal", "padding"]] = []
+    edge_cases: list[Literal["zeros", "ones", "large", "denormal", "padding"]] = Field(default=[])
     """Samples at the edge of what inputs may be, beside the ordinary ones (docs/verification.md)."""
     metric: str | None = None
     """`module:function`, a measure of quality on your own data, taken of the source and of each artifact."""
@@ -196,8 +197,15 @@ class VerifyEntry(_Strict):
     step_timeout: Seconds | None = None
     """Time that a step may take with `when: each`; a slower one is dropped and named."""
 
+    @model_validator(mode="after")
+    def _has_metric(self) -> VerifyEntry:
+        if self.metric is None and (self.max_drop is not None or self.lower_is_better):
+            option = "max_drop" if self.max_drop is not None else "lower_is_better"
+            raise ValueError(f"{option} is of a metric, and there is none: give metric: module:function")
+        return self
 
-class PipelineSpec(_Strict):
+
+class PipelineSpec(Entry):
     """A pipeline file."""
 
     version: Literal[1] = 1
@@ -212,9 +220,9 @@ class PipelineSpec(_Strict):
     """ONNX opset of the result; by default what the target likes best."""
     steps: list[StepItem] | None = None
     """Replaces the target's default steps. An item is a name, or `name: {option: value}`."""
-    add: list[StepItem] = []
+    add: list[StepItem] = Field(default=[])
     """Steps that follow the default ones."""
-    skip: list[str] = []
+    skip: list[str] = Field(default=[])
     """Names of default steps to leave out."""
     targets: list[TargetEntry] = Field(min_length=1)
     """The artifacts to make."""
@@ -222,7 +230,7 @@ class PipelineSpec(_Strict):
     """How results are compared with the source's."""
     gates: GatesEntry | None = None
     """Limits that artifacts must keep (docs/ci.md)."""
-    reports: list[ReportPath] = []
+    reports: list[ReportPath] = Field(default=[])
     """Files to write: .html, .json, .md, .xml (JUnit) or .sarif, by suffix."""
     seed: int = 0
     """Seed of synthetic inputs."""
@@ -235,6 +243,19 @@ class PipelineSpec(_Strict):
     default `infconv run` does and `infconv convert` does not."""
     jobs: int | None = Field(default=None, ge=0)
     """Processes that make artifacts at the same time, within the memory limit; 0: one for each processor core."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_paths(cls, data: Any) -> Any:
+        """Take file:///path as the path that it is."""
+        return anchor.without_file_urls(cast("dict[str, Any]", data)) if isinstance(data, dict) else data
+
+    _stands_for: dict[str, str] = PrivateAttr(default_factory=dict[str, str])
+
+    @property
+    def stands_for(self) -> dict[str, str]:
+        """Local file or folder -> the URL that it stands in for, in a run that has fetched it (infconv.nearby)."""
+        return self._stands_for
 
 
 def to_data(spec: PipelineSpec) -> dict[str, Any]:

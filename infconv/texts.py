@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from infconv.convert._base import parse_dims, parse_input
 from infconv.errors import UsageError, did_you_mean
+from infconv.urls import is_url, name_of, split
 
 _UNITS = {"": 1, "b": 1}
 _UNITS.update({unit: 1000**power for power, letter in enumerate("kmgt", 1) for unit in (letter, f"{letter}b")})
@@ -33,15 +34,23 @@ REPORTS = (".html", ".json", ".md", ".xml", ".sarif")
 
 def names_file(output: str) -> bool:
     """Whether an output is a file: it has a suffix, and neither a slash at its end nor a folder in its place."""
+    if is_url(output):
+        path = split(output)[1]
+        return not path.endswith("/") and bool(Path(path).suffix)
     return not output.endswith("/") and bool(Path(output).suffix) and not Path(output).is_dir()
 
 
 def report(path: str, what: str = "--report") -> str:
     """Return `path`, a report's. Raises UsageError that names it `what` when no kind of report has its suffix."""
-    suffix = path[path.rfind(".") :] if "." in path.rpartition("/")[2] else ""
-    if suffix not in REPORTS:
-        raise UsageError(f"{what} '{path}' has no known suffix.", did_you_mean(suffix, REPORTS))
+    if report_kind(path) not in REPORTS:
+        raise UsageError(f"{what} '{path}' has no known suffix.", did_you_mean(report_kind(path), REPORTS))
     return path
+
+
+def report_kind(path: str) -> str:
+    """Return the suffix of a report's path or URL, empty without one."""
+    name = name_of(path)
+    return name[name.rfind(".") :] if "." in name else ""
 
 
 def _quantity(text: str, units: Mapping[str, float], what: str, example: str) -> float:

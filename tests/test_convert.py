@@ -18,7 +18,7 @@ import pytest
 
 import infconv
 from infconv.api import make_spec
-from infconv.options import ConvertOptions
+from infconv.options import DEFAULTS, ConvertOptions
 from infconv.passes import Pass
 from tests.conftest import make_mlp
 
@@ -197,16 +197,23 @@ def test_optimize_returns_a_graph_and_leaves_the_model_alone(mlp: Path) -> None:
 
 
 def test_a_bug_in_a_step_of_optimize_is_an_error_of_ours(mlp: Path, monkeypatch) -> None:
-    monkeypatch.setattr("infconv.api.level_steps", lambda target, level: [f"{__name__}:Buggy"])
+    monkeypatch.setattr("infconv.graphs.level_steps", lambda target, level: [f"{__name__}:Buggy"])
     with pytest.raises(infconv.InfconvError, match="Buggy failed with ZeroDivisionError") as caught:
         infconv.optimize(mlp)
     assert isinstance(pickle.loads(pickle.dumps(caught.value)), infconv.InfconvError)
 
 
 def test_the_options_are_declared_and_shown() -> None:
-    declared = set(ConvertOptions.__annotations__)
-    assert declared == {name for name, p in inspect.signature(make_spec).parameters.items() if p.kind == p.KEYWORD_ONLY}
-    assert declared < set(inspect.signature(infconv.convert).parameters)
+    shown = inspect.signature(infconv.convert).parameters
+    assert list(shown) == ["source", *ConvertOptions.__annotations__, "observers"]
+    assert shown["target"].default == "onnx"
+    assert shown["opset"].default is None
+
+
+def test_options_without_a_value_mean_the_defaults() -> None:
+    assert make_spec("m.onnx", **DEFAULTS) == make_spec("m.onnx")
+    everything = {name: DEFAULTS.get(name) for name in ConvertOptions.__annotations__}
+    assert make_spec("m.onnx", **everything) == make_spec("m.onnx")
 
 
 def test_a_misspelt_option_is_named(mlp: Path) -> None:

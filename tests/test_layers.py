@@ -15,12 +15,18 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A module may import from its own layer and those above it in this list.
 LAYERS = [
     {"errors", "__init__", "_onnx_ir"},
-    {"isolate", "registry", "plain", "configs", "explain", "options", "environments", "anchor", "gate_options"},
+    {"isolate", "registry", "plain", "configs", "explain", "options", "environments", "anchor", "gate_options"}
+    | {"urls", "entries"}
+    | {"garbage", "step_result"},
     {"_protobuf", "_normalise", "model", "census", "compare", "agreement", "computation"},
     {"passes", "quantize", "convert"},
     {"texts", "pipeline_file", "pipeline_layers", "matrix", "difference"},
     {
         "transfer",
+        "remote",
+        "fetch",
+        "given",
+        "external_files",
         "result",
         "observe",
         "spec",
@@ -30,13 +36,27 @@ LAYERS = [
         "steps",
         "run_artifact",
         "calibrated",
+        "graphs",
         "cache",
     },
-    {"align", "reduce"},
-    {"verify", "runner", "manifest", "crash", "pipeline", "limits", "api", "supervise", "schema", "starting_pipeline"}
+    {"align", "bodies", "reduce"},
+    {
+        "verify",
+        "runner",
+        "manifest",
+        "crash",
+        "planning",
+        "making",
+        "pipeline",
+        "limits",
+        "api",
+        "supervise",
+        "schema",
+        "starting_pipeline",
+    }
     | {"replay", "repro", "bisect", "bisect_models", "comparison", "metrics", "bench"}
-    | {"shelf", "kept_graphs", "opening", "resume", "parallel", "on_ray"}
-    | {"run_file", "runs", "gates", "baseline", "report", "sbom", "footprint"},
+    | {"shelf", "kept_graphs", "opening", "resume", "parallel", "workers", "on_ray"}
+    | {"nearby", "run_file", "runs", "gates", "baseline", "report", "sbom", "footprint"},
     {"console"},
     {"commands"},
     {"cli"},

@@ -99,7 +99,7 @@ def test_what_is_no_manifest_is_refused(tmp_path: Path, text: str | None, words:
     if text is not None:
         path.write_text(text)
     with pytest.raises(SourceError, match=words):
-        check_files(path)
+        check_files(str(path))
 
 
 def test_the_bill_of_materials_is_valid_and_the_same_each_time(infconv: Any, artifact: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,6 +117,97 @@ def test_a_node_that_is_lost_loses_nothing(cluster: Any, tmp_path: Path) -> None
         left = {name for name in left if (tmp_path / "out" / name).exists()}
         time.sleep(0.2)
     assert not {name for name in left if not name.startswith(".infconv-")}
+
+
+SLOW_DATA = """
+import os, time
+from pathlib import Path
+import numpy as np
+
+def batches():
+    rng = np.random.default_rng(0)
+    for number in range(16):
+        (Path(__file__).parent / f"seen-{os.getpid()}-{number}").touch()
+        time.sleep(SECONDS)
+        yield {"x": rng.normal(size=(2, 8)).astype("f4")}
+"""
+
+
+def quantised(folder: Path, seconds: float) -> tuple[list[PipelineSpec], Path]:
+    """Return a pipeline to INT8 that is short of accuracy, with data that takes its time, and its artifact."""
+    (folder / "slow_data.py").write_text(SLOW_DATA.replace("SECONDS", str(seconds)))
+    output = folder / "out" / "q.onnx"
+    steps = ["basic", {"quantize-static": {"never_slower": False, "min_sqnr": 45.0}}]
+    targets = [{"target": "onnxruntime", "precision": "int8", "output": str(output)}]
+    more: dict[str, Any] = {"steps": steps, "targets": targets, "calibration": {"path": "slow_data:batches"}}
+    return pipelines(folder, 1, **more), output
+
+
+def readers(folder: Path) -> set[str]:
+    """Return the processes that read calibration data."""
+    return {file.name.split("-")[1] for file in folder.glob("seen-*")}
+
+
+def test_calibration_and_search_are_divided_and_survive_a_lost_node(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    specs, output = quantised(tmp_path, 0.0)
+    assert execute_all(specs).error is None
+    expected = output.read_bytes()
+    output.unlink()
+    node = cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
+    specs, output = quantised(tmp_path, 0.2)
+    for seen in tmp_path.glob("seen-*"):
+        seen.unlink()
+
+    lost: list[int] = []
+
+    def lose() -> None:
+        deadline = time.monotonic() + 120
+        while len(readers(tmp_path)) < 4 and time.monotonic() < deadline:  # its own look, and a shard on each node
+            time.sleep(0.05)
+        lost.append(len(readers(tmp_path)))
+        cluster.remove_node(node, allow_graceful=False)
+
+    killer = threading.Thread(target=lose)
+    killer.start()
+    result = execute_all(specs, on="ray")
+    killer.join()
+    assert lost[0] >= 4
+    assert result.error is None, result.error
+    assert output.read_bytes() == expected
+    assert [artifact.path for artifact in result.artifacts] == [str(output)]
+
+
+def test_sources_and_outputs_at_urls_need_no_shared_disk(tmp_path: Path) -> None:
+    make_mlp(tmp_path / "m.onnx")
+    place = f"dir://out/o.onnx::file://{tmp_path}"
+    data = {"source": {"path": f"dir://m.onnx::file://{tmp_path}"}, "targets": [{"target": "onnx", "output": place}]}
+    result = execute_all([PipelineSpec.model_validate(data | {"cache": False})], on="ray")
+    assert [artifact.path for artifact in result.artifacts] == [place]
+    assert (tmp_path / "out" / "o.onnx").is_file()
+
+
+def test_the_memory_of_this_process_is_no_place_for_a_cluster(tmp_path: Path) -> None:
+    targets = [{"target": "onnx", "output": "memory://o.onnx"}]
+    with pytest.raises(UsageError, match="memory of a process that ends"):
+        execute_all(pipelines(tmp_path, 1, targets=targets), on="ray")
+
+
+def test_a_baseline_is_made_checked_and_replaced(tmp_path: Path) -> None:
+    baseline = tmp_path / "baseline.json"
+    specs = pipelines(tmp_path, 1, gates={"baseline": str(baseline), "max_regression": 0.05})
+    assert execute_all(specs, on="ray").exit_code == 0
+    before = json.loads(baseline.read_text())["artifacts"]
+    make_mlp(tmp_path / "m0.onnx", width=40)
+    assert execute_all(specs, on="ray").exit_code == 6
+    assert json.loads(baseline.read_text())["artifacts"] == before
+    result = execute_all(specs, on="ray", update_baseline=True)
+    assert (result.exit_code, result.gates) == (0, [])
+    after = json.loads(baseline.read_text())["artifacts"]
+    assert list(after) == list(before)
+    assert after != before
 
 
 def test_time_is_not_measured_on_a_busy_node(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_reports_are_written_when_the_process_dies(infconv: Any, mlp: Path, tmp_
     (tmp_path / "p.yaml").write_text(text)
     done = infconv("run", "p.yaml")
     assert done.code == 1
-    assert "crashed (SIGSEGV)" in done.err
+    assert "crashed (SIGSEGV) in a native library, at: step dies:Dies" in done.err
     assert "crashed (SIGSEGV)" in (tmp_path / "r.xml").read_text()
 
 

@@ -22,11 +22,12 @@ from infconv.cache._digests import Digests, files_in
 from infconv.calibrated import PRECISIONS
 from infconv.errors import InfconvError
 from infconv.steps import Repeat, as_items, flatten
+from infconv.urls import is_url
 
 if TYPE_CHECKING:
     from infconv.cache import Cache
     from infconv.passes import Pass
-    from infconv.pipeline import Job
+    from infconv.planning import Job
     from infconv.spec import PipelineSpec
 
 _LIBRARIES = ("numpy", "ml_dtypes", "onnx", "onnx-ir", "onnxruntime")
@@ -120,6 +121,8 @@ def request_key(spec: PipelineSpec, digests: Digests) -> str:
     from infconv.environments import choose_interpreter
 
     entry = spec.source
+    if is_url(entry.path):
+        raise NotCacheable("the source is at a URL, and not fetched yet")
     name, format = recognise(entry.path, entry.frontend)
     frontend = registry.get("frontend", name)
     _refuse_code(spec, frontend)
@@ -175,7 +178,11 @@ class StepKeys:
         it, empty when there is none.
         """
         self._common = digest_of(_common(spec, job, identity, request, digests))
-        uses = (any(map(_is_users_code, flatten([step]))) for step in job.steps)
+        measured = spec.verify.metric is not None
+        uses = (
+            any(_is_users_code(inner) or (measured and inner.uses_quality) for inner in flatten([step]))
+            for step in job.steps
+        )
         self.most = next((count for count, own in enumerate(uses) if own), len(job.steps))
         """How many steps there are before the first one that is the user's code."""
         self._all = len(job.steps)

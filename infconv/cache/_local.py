@@ -20,7 +20,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from infconv.cache._digests import Digests
+from infconv.cache._digests import Digests, files_in
 
 RECORD = "entry.json"
 _ABANDONED_SECONDS = 24 * 3600.0
@@ -35,12 +35,12 @@ class Entry:
 
     key: str
     kind: str
-    """`opened`, `steps` or `artifact`."""
+    """`opened`, `steps`, `artifact` or `fetched`."""
     about: str
     """What it is, for people."""
     folder: Path
     files: Mapping[str, str]
-    """File name -> SHA-256."""
+    """File, by its path in the folder -> SHA-256."""
     data: Mapping[str, Any]
     bytes: int
     used: float
@@ -117,7 +117,8 @@ class LocalStore:
         stage = Path(tempfile.mkdtemp(dir=new))
         try:
             data, known = fill(stage)
-            files = {f.name: known.get(f.name) or self.digests.of(f) for f in sorted(stage.iterdir())}
+            made = {file.relative_to(stage).as_posix(): file for file in files_in(stage)}
+            files = {name: known.get(name) or self.digests.of(file) for name, file in made.items()}
             record = json.dumps({"kind": kind, "about": about, "files": files, "data": data})
             (stage / RECORD).write_text(json.dumps({"sha256": _digest(record), "record": record}), encoding="utf-8")
             with contextlib.suppress(OSError):  # another process stored the same: the one or the other
@@ -191,7 +192,7 @@ def _digest(text: str) -> str:
 
 def _read(folder: Path) -> Entry:
     record = read_record(folder)
-    sizes: Sequence[int] = [file.stat().st_size for file in folder.iterdir()]
+    sizes: Sequence[int] = [file.stat().st_size for file in files_in(folder)]
     used = (folder / RECORD).stat().st_mtime
     files, data = record["files"], record["data"]
     return Entry(folder.name, record["kind"], record["about"], folder, files, data, sum(sizes), used)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -63,7 +62,9 @@ def run_pipelines(request: Request) -> None:
 
 def _run(request: Request) -> int:
     from infconv.console import Progress
+    from infconv.nearby import refuse_lost
     from infconv.runs import execute_all
+    from infconv.supervise import Diary
 
     specs: list[PipelineSpec] = []
     progress = Progress(request.verbose)
@@ -72,7 +73,8 @@ def _run(request: Request) -> int:
         if request.dry_run is not None:
             request.dry_run(specs)
             return 0
-        watchers = [] if request.quiet or request.json else [progress]
+        refuse_lost(specs, elsewhere=True)  # this is a child, which ends with the command
+        watchers = [Diary()] if request.quiet or request.json else [Diary(), progress]
         result = execute_all(specs, watchers, update_baseline=request.update_baseline, on=request.on)
     except InfconvError as error:
         _report_failure(request, specs, error)
@@ -142,5 +144,5 @@ def _write(request: Request, specs: Sequence[PipelineSpec], report: Report) -> N
     ci.append_summary(report)
     if request.sbom and report.result.artifacts:
         write_sbom(request.sbom, [artifact.manifest for artifact in report.result.artifacts])
-    own = [path for path in request.reports if Path(path).suffix in texts.REPORTS]  # of others the error tells
+    own = [path for path in request.reports if texts.report_kind(path) in texts.REPORTS]  # of others the error tells
     write_reports([*own, *(path for spec in specs for path in spec.reports)], report)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def show_targets(json: bool) -> None:
     """List exporters with their precisions, shipped pipelines and whether they work here."""
-    from infconv.spec import ALIASES
+    from infconv.options import ALIASES
     from infconv.steps import shipped
 
     rows: list[dict[str, Any]] = []
@@ -135,8 +135,8 @@ def _show_why(name: str | None, path: str, json: bool) -> None:
     console.print_table("", ["rule", "node", "reason"], [[r["rule"], r["node"], r["reason"]] for r in reasons])
 
 
-def show_model(path: str, target: str | None, dims: Sequence[str], json: bool) -> None:
-    """Show what an ONNX file holds; with a target, what that target does not accept."""
+def show_model(path: str, called: str, target: str | None, dims: Sequence[str], json: bool) -> None:
+    """Show what an ONNX file, `called` so by the user, holds; with a target, what that target does not accept."""
     from infconv.census import compute_types, take_census
     from infconv.convert import require_onnx
     from infconv.footprint import footprint
@@ -146,7 +146,7 @@ def show_model(path: str, target: str | None, dims: Sequence[str], json: bool) -
     model = load(path)
     census = take_census(model)
     document: dict[str, Any] = {
-        "model": path,
+        "model": called,
         "ir_version": model.ir_version,
         "opsets": dict(model.opset_imports),
         "producer": f"{model.producer_name or ''} {model.producer_version or ''}".strip(),
@@ -186,7 +186,7 @@ def _describe_value(value: Any) -> dict[str, Any]:
 
 def _refused(model: Any, target: str) -> list[str]:
     """Return what `target` does not accept of the model: operator domains and opsets."""
-    from infconv.spec import ALIASES
+    from infconv.options import ALIASES
 
     name = ALIASES.get(target, target)
     if name not in registry.names("exporter"):
@@ -325,6 +325,9 @@ def _show_layers(check: LayerCheck) -> None:
         return
     position = check.layers.index(check.first)
     console.print_mapping({"first divergence": f"{check.first.node}: '{check.first.b}'"})
+    if check.unknown:
+        names = ", ".join(check.unknown[:_SHOWN_LAYERS]) + (" …" if len(check.unknown) > _SHOWN_LAYERS else "")
+        console.print_mapping({"without a counterpart before it": f"{names}: the cause may lie there"})
     near = check.layers[max(0, position - _SHOWN_LAYERS) : position + _SHOWN_LAYERS + 1]
     rows = [[x.node, x.b, x.a, x.how, "ok" if x.error.ok else x.error.reason, _figure(x.error.max_abs)] for x in near]
     console.print_table("", ["node", "value", "stands for", "by", "", "max abs"], rows, right=("max abs",))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def bench(
     models: Annotated[
-        list[str], typer.Argument(help="ONNX files and OpenVINO IRs; the first is what others are beside.")
+        list[str], typer.Argument(help="ONNX files, OpenVINO IRs, engines; the first is what others are beside.")
     ],
     inputs: Annotated[str | None, typer.Option(help=".npz of inputs; otherwise seeded synthetic ones.")] = None,
     dim: Annotated[list[str] | None, typer.Option("--dim", help="Size of a dynamic dimension: batch=8.")] = None,
@@ -32,10 +32,15 @@ def bench(
         from infconv.bench import Settings
         from infconv.bench import bench as measure
         from infconv.convert._base import DimRange
+        from infconv.given import told
+        from infconv.nearby import fetched
 
         ranges = {name: DimRange(**sizes) for name, sizes in texts.dims(dim or []).items()}
         settings = Settings(runs=runs, warmup=warmup, threads=threads, seed=seed)
-        _print(measure(models, inputs=inputs, dims=ranges, settings=settings), json)
+        with fetched(*models, *([inputs] if inputs else ())) as local:
+            given = local.paths[len(models)] if inputs else None
+            rows = measure(local.paths[: len(models)], inputs=given, dims=ranges, settings=settings)
+            _print(told(rows, local.urls), json)
 
     show(command, json)
 

@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from infconv.commands import _options as o
 from infconv.commands._base import Json, MemoryLimit, Target, guarded
 
 if TYPE_CHECKING:
     from infconv.bisect import Bisection
     from infconv.spec import PipelineSpec
-
-_List = list[str] | None
 
 
 def bisect(
@@ -20,30 +19,30 @@ def bisect(
     b: Annotated[str | None, typer.Argument(help="A second model, to be compared with the first.")] = None,
     output: Annotated[str, typer.Option("-o", "--output", help="The folder of the reproducer.")] = "repro",
     target: Target = None,
-    fp16: Annotated[bool, typer.Option("--fp16", help="As for convert.")] = False,
-    bf16: Annotated[bool, typer.Option("--bf16", help="As for convert.")] = False,
-    int8: Annotated[bool, typer.Option("--int8", help="As for convert.")] = False,
-    int4: Annotated[bool, typer.Option("--int4", help="As for convert.")] = False,
-    input: Annotated[_List, typer.Option("--input", help="As for convert. Repeatable.")] = None,
-    dim: Annotated[_List, typer.Option("--dim", help="As for convert. Repeatable.")] = None,
+    fp16: o.Fp16 = False,
+    bf16: o.Bf16 = False,
+    int8: o.Int8 = False,
+    int4: o.Int4 = False,
+    input: o.Input = None,
+    dim: o.Dim = None,
     sample: Annotated[str | None, typer.Option(help="Real inputs: a .npz, or a folder of them.")] = None,
     inputs: Annotated[str | None, typer.Option(help="With B: .npz of inputs.")] = None,
-    edge_cases: Annotated[str | None, typer.Option(help="As for convert.")] = None,
-    calibration: Annotated[str | None, typer.Option(help="As for convert.")] = None,
-    pipeline: Annotated[str | None, typer.Option(help="A pipeline file, or a shipped one.")] = None,
-    add: Annotated[_List, typer.Option("-p", "--pass", help="Add a step, as a YAML item. Repeatable.")] = None,
-    skip: Annotated[_List, typer.Option(help="Leave a step out. Repeatable.")] = None,
-    opset: Annotated[int | None, typer.Option(help="ONNX opset of the result.")] = None,
-    atol: Annotated[float | None, typer.Option(help="Absolute tolerance.")] = None,
-    rtol: Annotated[float | None, typer.Option(help="Relative tolerance.")] = None,
-    min_sqnr: Annotated[float | None, typer.Option(help="Least signal-to-noise ratio, in dB.")] = None,
-    option: Annotated[_List, typer.Option("--option", help="An exporter's option. Repeatable.")] = None,
-    frontend: Annotated[str | None, typer.Option(help="Overrides the recognised frontend.")] = None,
-    weights: Annotated[str | None, typer.Option(help="State dict or safetensors for module:factory.")] = None,
-    trust_pickle: Annotated[bool, typer.Option("--trust-pickle", help="Allow a source that runs code.")] = False,
-    python: Annotated[str | None, typer.Option(help="The interpreter that has the source's framework.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the synthetic inputs.")] = 0,
-    step_timeout: Annotated[str | None, typer.Option(help="Time allowed for a step; by default 60s.")] = None,
+    edge_cases: o.EdgeCases = None,
+    calibration: o.Calibration = None,
+    pipeline: o.Pipeline = None,
+    add: o.AddStep = None,
+    skip: o.Skip = None,
+    opset: o.Opset = None,
+    atol: o.Atol = None,
+    rtol: o.Rtol = None,
+    min_sqnr: o.MinSqnr = None,
+    option: o.ExporterOptions = None,
+    frontend: o.Frontend = None,
+    weights: o.Weights = None,
+    trust_pickle: o.TrustPickle = False,
+    python: o.Interpreter = None,
+    seed: o.Seed = 0,
+    step_timeout: o.StepTimeout = None,
     memory_limit: MemoryLimit = None,
     json: Json = False,
 ) -> None:

@@ -6,24 +6,25 @@ from typing import Annotated
 
 import typer
 
+from infconv.commands import _options as o
 from infconv.commands._base import Json, guarded
 
 
 def compare(
-    a: Annotated[str, typer.Argument(help="The reference: any source, an ONNX file, an IR, or .npz of outputs.")],
+    a: Annotated[str, typer.Argument(help="The reference: any source, ONNX, IR, engine, or .npz of outputs.")],
     b: Annotated[str, typer.Argument(help="The model to compare with it.")],
     inputs: Annotated[str | None, typer.Option(help=".npz of inputs, or a folder; otherwise seeded ones.")] = None,
     as_: Annotated[str | None, typer.Option("--as", help="topk:K or detections[:SCORE]: compare decisions.")] = None,
     layers: Annotated[bool, typer.Option("--layers", help="Align inner values; show where they first differ.")] = False,
-    atol: Annotated[float | None, typer.Option(help="Absolute tolerance.")] = None,
-    rtol: Annotated[float | None, typer.Option(help="Relative tolerance.")] = None,
-    min_sqnr: Annotated[float | None, typer.Option(help="Least signal-to-noise ratio, in dB.")] = None,
-    input: Annotated[list[str] | None, typer.Option("--input", help="Of a source, as for convert.")] = None,
-    dim: Annotated[list[str] | None, typer.Option("--dim", help="Of a source, as for convert.")] = None,
-    weights: Annotated[str | None, typer.Option(help="Of a source, as for convert.")] = None,
-    trust_pickle: Annotated[bool, typer.Option("--trust-pickle", help="Allow a source that runs code.")] = False,
-    python: Annotated[str | None, typer.Option(help="The interpreter that has the source's framework.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the synthetic inputs.")] = 0,
+    atol: o.Atol = None,
+    rtol: o.Rtol = None,
+    min_sqnr: o.MinSqnr = None,
+    input: o.Input = None,
+    dim: o.Dim = None,
+    weights: o.Weights = None,
+    trust_pickle: o.TrustPickle = False,
+    python: o.Interpreter = None,
+    seed: o.Seed = 0,
     json: Json = False,
 ) -> None:
     """Run A and B on the same inputs and show how their outputs differ. Exit code 5 beyond tolerance."""

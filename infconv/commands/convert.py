@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from infconv.commands import _options as o
 from infconv.commands._base import (
     CacheDir,
     DryRun,
@@ -29,40 +30,25 @@ def convert(
     source: Annotated[str, typer.Argument(help="A model: a file, a folder, or module:factory.")],
     target: Target = None,
     output: Annotated[str | None, typer.Option("-o", "--output", help="File, or folder.")] = None,
-    fp16: Annotated[bool, typer.Option("--fp16", help="Compute in float16 where it is safe.")] = False,
-    bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16 where it is safe.")] = False,
-    int8: Annotated[bool, typer.Option("--int8", help="Compute in 8-bit integers; static with --calibration.")] = False,
-    int4: Annotated[bool, typer.Option("--int4", help="Store the weights of products in 4 bits.")] = False,
-    input: Annotated[
-        list[str] | None,
-        typer.Option("--input", help="NAME:DIMS[:DTYPE], e.g. ids:batch,128:int64. Names are dynamic. Repeatable."),
-    ] = None,
-    dim: Annotated[
-        list[str] | None,
-        typer.Option("--dim", help="Sizes of a dynamic dimension: batch=1..32, batch=1,8,32. Repeatable."),
-    ] = None,
-    sample: Annotated[str | None, typer.Option(help=".npz of real inputs for verification.")] = None,
-    calibration: Annotated[
-        str | None, typer.Option(help="Data for --int8: .npz, .jsonl, a folder of arrays or images, module:function.")
-    ] = None,
+    fp16: o.Fp16 = False,
+    bf16: o.Bf16 = False,
+    int8: o.Int8 = False,
+    int4: o.Int4 = False,
+    input: o.Input = None,
+    dim: o.Dim = None,
+    sample: o.Sample = None,
+    calibration: o.Calibration = None,
     calibration_samples: Annotated[int, typer.Option(help="How many of them; 0: all.")] = 0,
-    add: Annotated[
-        list[str] | None, typer.Option("-p", "--pass", help="Add a step, as a YAML item. Repeatable.")
-    ] = None,
-    skip: Annotated[list[str] | None, typer.Option(help="Leave a step out. Repeatable.")] = None,
-    pipeline: Annotated[str | None, typer.Option(help="Start from a pipeline file, or a shipped one.")] = None,
-    opset: Annotated[int | None, typer.Option(help="ONNX opset of the result.")] = None,
-    verify: Annotated[
-        Literal["off", "end", "each"], typer.Option(help="When results are compared with the source's.")
-    ] = "end",
-    atol: Annotated[float | None, typer.Option(help="Absolute tolerance.")] = None,
-    rtol: Annotated[float | None, typer.Option(help="Relative tolerance.")] = None,
-    min_sqnr: Annotated[float | None, typer.Option(help="Least signal-to-noise ratio, in dB.")] = None,
-    edge_cases: Annotated[
-        str | None,
-        typer.Option("--edge-cases", help="More samples: zeros,ones,large,denormal,padding, or all."),
-    ] = None,
-    metric: Annotated[str | None, typer.Option(help="module:function, a measure of quality on your own data.")] = None,
+    add: o.AddStep = None,
+    skip: o.Skip = None,
+    pipeline: o.Pipeline = None,
+    opset: o.Opset = None,
+    verify: o.Verify = "end",
+    atol: o.Atol = None,
+    rtol: o.Rtol = None,
+    min_sqnr: o.MinSqnr = None,
+    edge_cases: o.EdgeCases = None,
+    metric: o.Metric = None,
     max_drop: Annotated[
         float | None, typer.Option(help="By how much the metric may be worse than the source's.")
     ] = None,
@@ -75,28 +61,23 @@ def convert(
     precision_plan: Annotated[
         str | None, typer.Option("--precision-plan", help="Apply a precision plan (<artifact>.precision.yaml).")
     ] = None,
-    option: Annotated[
-        list[str] | None,
-        typer.Option("--option", help="An exporter's option, e.g. compute_capability=sm89. Repeatable."),
-    ] = None,
-    frontend: Annotated[str | None, typer.Option(help="Overrides the recognised frontend.")] = None,
+    option: o.ExporterOptions = None,
+    frontend: o.Frontend = None,
     layout: Annotated[
         Literal["keep", "nchw", "nhwc"],
         typer.Option(help="Where images at inputs and outputs have their channels; --input is as the source has it."),
     ] = "keep",
-    weights: Annotated[str | None, typer.Option(help="State dict or safetensors for module:factory.")] = None,
+    weights: o.Weights = None,
     source_option: Annotated[
         list[str] | None,
         typer.Option("--source-option", help="A frontend's option, e.g. handlers=my_operators. Repeatable."),
     ] = None,
-    trust_pickle: Annotated[
-        bool, typer.Option("--trust-pickle", help="Allow a source that runs code when loaded.")
-    ] = False,
-    python: Annotated[str | None, typer.Option(help="The interpreter that has the source's framework.")] = None,
+    trust_pickle: o.TrustPickle = False,
+    python: o.Interpreter = None,
     env: Annotated[str | None, typer.Option(help="The environment that runs the framework (infconv env list).")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the synthetic inputs.")] = 0,
+    seed: o.Seed = 0,
     timeout: Timeout = None,
-    step_timeout: Annotated[str | None, typer.Option(help="Time allowed for a step with --verify each.")] = None,
+    step_timeout: o.StepTimeout = None,
     memory_limit: MemoryLimit = None,
     cache: UseCache = None,
     cache_dir: CacheDir = None,
@@ -180,7 +161,7 @@ def convert(
 
 def _print_plan(spec: PipelineSpec, json: bool) -> None:
     """Check everything that needs no model, and print the pipeline file that would run."""
-    from infconv.pipeline import plan
+    from infconv.planning import plan
     from infconv.spec import absolute, to_data, to_yaml
 
     plan(spec)

@@ -24,11 +24,13 @@ def diff(
         from infconv.convert import require_onnx
         from infconv.difference import find_difference
         from infconv.model import load
+        from infconv.nearby import fetched
         from infconv.plain import plain
 
-        for path in (a, b):
-            require_onnx(path, "diff")
-        found = find_difference(load(a), load(b))
+        with fetched(a, b) as local:
+            for path in local.paths:
+                require_onnx(path, "diff")
+            found = find_difference(*map(load, local.paths))
         if json:
             console.print_json({"a": a, "b": b, "equal": found.equal, **plain(found)})
         else:

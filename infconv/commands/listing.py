@@ -18,9 +18,15 @@ def inspect(
     json: Json = False,
 ) -> None:
     """Show inputs, outputs, operators, parameters, FLOPs and memory of MODEL."""
-    from infconv.commands import _show
 
-    show(lambda: _show.show_model(model, target, dim or [], json), json)
+    def command() -> None:
+        from infconv.commands import _show
+        from infconv.nearby import fetched
+
+        with fetched(model) as local:
+            _show.show_model(local.paths[0], model, target, dim or [], json)
+
+    show(command, json)
 
 
 def passes(

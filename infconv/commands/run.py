@@ -12,7 +12,7 @@ from infconv.commands._base import CacheDir, Jobs, Json, MemoryLimit, Quiet, Tim
 from infconv.commands._run import Reports, Request, Sbom, UpdateBaseline, run_pipelines
 
 if TYPE_CHECKING:
-    from infconv.pipeline import Job
+    from infconv.planning import Job
     from infconv.shelf import Shelf
     from infconv.spec import PipelineSpec
 
@@ -119,7 +119,7 @@ def _row(spec: PipelineSpec, job: Job, shelf: Shelf | None) -> dict[str, str | i
         "source": spec.source.label(),
         "target": job.exporter.target,
         "precision": job.entry.precision,
-        "output": str(job.output),
+        "output": job.place,
         "steps": len(list(flatten(job.steps))),
         "verify": spec.verify.when,
         "gates": ", ".join(gates) or "-",

@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infconv import texts
-from infconv.errors import ResourceError, UsageError
+from infconv.errors import DependencyError, ResourceError, UsageError
 
 if TYPE_CHECKING:
     from infconv.result import Result
@@ -31,17 +30,14 @@ def render(report: Report, suffix: str) -> str:
 
 def write_reports(paths: Sequence[str], report: Report) -> None:
     """Write the report to each path, complete or not at all. Raises ResourceError for the first that cannot be."""
-    from infconv.publish import publish, staging
+    from infconv import remote
 
     failed: list[ResourceError] = []
     for path in dict.fromkeys(paths):
-        text = render(report, Path(texts.report(path)).suffix)
+        text = render(report, texts.report_kind(texts.report(path)))
         try:
-            with staging(Path(path)) as stage:
-                file = stage / Path(path).name
-                file.write_text(text, encoding="utf-8")
-                publish([file], Path(path).parent)
-        except (UsageError, ResourceError, OSError) as error:
+            remote.write_text(path, text)
+        except (UsageError, ResourceError, DependencyError, OSError) as error:
             why = getattr(error, "message", str(error))
             failed.append(ResourceError(f"The report '{path}' cannot be written: {why}", "Choose another --report."))
     if failed:
