@@ -51,10 +51,11 @@ def _copied(value: Any) -> Any:
 
 
 def without_file_urls(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a pipeline's `data` with plain paths in place of file:// URLs."""
+    """Return a pipeline's `data` with plain paths in place of file:// URLs; a cache at one has a local one in front."""
     result = cast("dict[str, Any]", _copied(data))
     for keys in _PATHS:
-        _change(result, keys, (), lambda _, path: path.removeprefix("file://") if "::" not in path else path)
+        if keys != ("cache",):
+            _change(result, keys, (), lambda _, path: path.removeprefix("file://") if "::" not in path else path)
     return result
 
 

@@ -1,0 +1,1 @@
+"""A stand-in: memory of its own, and no driver."""
