@@ -8,6 +8,7 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -108,8 +109,11 @@ def _reader(
 
 
 def _fixed_batch(inputs: Sequence[Input]) -> int | None:
-    """Return the batch size of a model where it is not dynamic."""
-    return next((info.dims[0] for info in inputs if info.dims and isinstance(info.dims[0], int)), None)
+    """Return the batch size of a model where it is not dynamic; the first of fixed ones, others may differ."""
+    first = [info.dims[0] for info in inputs if info.dims]
+    if any(isinstance(dim, str) for dim in first):
+        return None
+    return next((dim for dim in first if isinstance(dim, int)), None)
 
 
 def joined(samples: Iterable[Batch], size: int) -> Iterator[Batch]:
@@ -146,7 +150,7 @@ def _npz(path: Path, inputs: Sequence[Input], size: int) -> Iterator[Batch]:
             else:
                 label = {name: name for name in wanted}
             readers = {label[name]: _rows(archive.open(f"{name}.npy"), size) for name in wanted}
-            for rows in zip(*readers.values(), strict=True):
+            for rows in zip_longest(*readers.values(), fillvalue=np.empty(0)):
                 if len({len(array) for array in rows}) > 1:
                     raise ValueError("the arrays have different numbers of samples")
                 yield dict(zip(readers, rows, strict=True))

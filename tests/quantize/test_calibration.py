@@ -143,6 +143,19 @@ def test_npz_is_read_in_batches_and_up_to_the_samples_asked_for(tmp_path: Path) 
     np.testing.assert_array_equal(rows(open_data(str(tmp_path / "f.npz"), [IMAGE])), values)
 
 
+def test_an_input_of_a_fixed_size_beside_a_dynamic_batch(tmp_path: Path) -> None:
+    """Its first dimension is not the batch; where arrays are cut by rows, it cannot be among them."""
+    inputs = [Input("x", np.dtype("float32"), ("n", 3)), Input("scale", np.dtype("float32"), (1, 3))]
+    scale = np.ones((1, 3), np.float32)
+    (tmp_path / "c").mkdir()
+    np.savez(tmp_path / "c" / "0.npz", x=np.ones((2, 3), np.float32), scale=scale)
+    (batch,) = open_data(str(tmp_path / "c"), inputs).batches()
+    assert {name: array.shape for name, array in batch.items()} == {"x": (2, 3), "scale": (1, 3)}
+    np.savez(tmp_path / "c.npz", x=np.ones((40, 3), np.float32), scale=scale)
+    with pytest.raises(UsageError, match="the arrays have different numbers of samples"):
+        list(open_data(str(tmp_path / "c.npz"), inputs).batches())
+
+
 def test_a_fixed_batch_is_kept_and_the_rest_left_out(tmp_path: Path) -> None:
     np.savez(tmp_path / "c.npz", x=np.zeros((11, 3, 8, 8), "f4"))
     fixed = Input("x", np.dtype("float32"), (4, 3, 8, 8))
