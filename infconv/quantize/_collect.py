@@ -18,6 +18,7 @@ from infconv import isolate
 from infconv.errors import UsageError
 from infconv.model import save
 from infconv.passes import Workers
+from infconv.quantize._inputs import cut
 from infconv.quantize._sketch import SEGMENTS, Record, merged
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -99,22 +100,12 @@ def _run(groups: Sequence[_Group], batches: Batches, count: int, folder: Path, n
             if place % SEGMENTS % count != number:
                 continue
             feed = {name: array for name, array in batch.items() if name in inputs}
-            for part in _parts(feed, group.rows):
+            for part in cut(feed, group.rows) if group.rows else (feed,):
                 outputs = session.run([item.name for item in group.wanted], part)
                 for item, values in zip(group.wanted, outputs, strict=True):
                     records[item.name].add(values, item.axis, place)
                 del outputs
     return records
-
-
-def _parts(batch: Mapping[str, Array], rows: int) -> Iterator[Mapping[str, Array]]:
-    """Yield a batch in parts of so many rows."""
-    size = len(next(iter(batch.values()))) if rows else 0
-    if size <= rows:
-        yield batch
-        return
-    for start in range(0, size, rows):
-        yield {name: array[start : start + rows] for name, array in batch.items()}
 
 
 def open_for_calibration(path: Path) -> Any:

@@ -16,7 +16,7 @@ import numpy as np
 
 from infconv.errors import UsageError
 from infconv.quantize._calibration_options import ImageOptions, TextOptions
-from infconv.quantize._inputs import Array, Batch, Input, only_input
+from infconv.quantize._inputs import Array, Batch, Input, batch_size, cut, only_input
 from infconv.quantize._media import image_files, images, texts
 
 __all__ = ["Batch", "Data", "Input", "batch_size", "open_data"]
@@ -48,18 +48,10 @@ class Data:
 
     def _parts(self, batch: Batch) -> Iterator[Batch]:
         """Yield `batch`, in parts of the model's batch size where that is fixed."""
-        size, part = batch_size(batch), self.fixed
-        if part is None or size == part:
+        if self.fixed is None:
             yield batch
             return
-        for start in range(0, size - part + 1, part):
-            yield {n: a[start : start + part] if a.ndim and len(a) == size else a for n, a in batch.items()}
-
-
-def batch_size(batch: Batch) -> int:
-    """Return the size of the first dimension, 1 for scalars."""
-    first = next(iter(batch.values()), None)
-    return first.shape[0] if first is not None and first.ndim else 1
+        yield from (part for part in cut(batch, self.fixed) if batch_size(part) == self.fixed)
 
 
 def open_data(
