@@ -71,13 +71,6 @@ def params_of(low: float, high: float, grid: Grid, scheme: Scheme = "absmax") ->
     return Params(scale, zero, grid, scheme)
 
 
-def quantised_error(values: Array, counts: Array, params: Params) -> float:
-    """Return the sum of squared errors of values that occur `counts` times."""
-    low, high = params.grid.limits
-    integers = np.clip(np.rint(values / params.scale) + params.zero, low, high)
-    return float(np.dot(((integers - params.zero) * params.scale - values) ** 2, counts))
-
-
 def candidates(
     sketch: Sketch, grid: Grid, schemes: Sequence[Scheme] = ("absmax", "percentile", "entropy", "mse")
 ) -> dict[Scheme, Params]:
@@ -127,7 +120,7 @@ def _best_share(values: Array, counts: Array, full: Array, ends: Array, side: in
 
 
 def _errors(values: Array, counts: Array, ranges: Array, grid: Grid) -> Array:
-    """Return `quantised_error` for each of several ranges [number, 2]."""
+    """Return the sum of squared errors of values that occur `counts` times, for each of several ranges [number, 2]."""
     params = [params_of(float(low), float(high), grid) for low, high in ranges]
     scales = np.array([p.scale for p in params])[:, None]
     zeros = np.array([p.zero for p in params])[:, None]

@@ -25,7 +25,7 @@ from infconv.quantize._latency import Race, Racer
 from infconv.quantize._placement import PLACEMENTS, place
 from infconv.quantize._plan_file import PrecisionPlan
 from infconv.quantize._qdq import widened
-from infconv.quantize._schemes import Grid, Weights, candidates, params_of, quantise_weight, quantised_error
+from infconv.quantize._schemes import Grid, Params, Weights, candidates, params_of, quantise_weight
 from infconv.quantize._sketch import Sketch
 from infconv.quantize.quantize_static import QuantizeStatic
 from tests.quantize.nets import Net, attention, context, decibel, inverted, kernels, residual, run, samples
@@ -302,6 +302,12 @@ def sketch(values: np.ndarray) -> Sketch:
     return found
 
 
+def squared_error(values: np.ndarray, params: Params) -> float:
+    low, high = params.grid.limits
+    integers = np.clip(np.rint(values / params.scale) + params.zero, low, high)
+    return float(np.sum(((integers - params.zero) * params.scale - values) ** 2))
+
+
 @pytest.mark.parametrize("grid", [Grid("uint8", symmetric=False), Grid("int8", symmetric=True)])
 def test_each_scheme_is_best_at_what_it_is_for(grid: Grid) -> None:
     rng = np.random.default_rng(0)
@@ -310,7 +316,7 @@ def test_each_scheme_is_best_at_what_it_is_for(grid: Grid) -> None:
     ranges = {name: params.range() for name, params in found.items()}
     assert ranges["absmax"][1] == pytest.approx(40, rel=0.01)
     assert 3 < ranges["percentile"][1] < 5
-    errors = {name: quantised_error(values.astype("f8"), np.ones(values.size), p) for name, p in found.items()}
+    errors = {name: squared_error(values.astype("f8"), p) for name, p in found.items()}
     assert errors["mse"] == min(errors.values())
     assert 2 < ranges["entropy"][1] < 40
 
