@@ -96,7 +96,7 @@ def _called(node: ir.Node, value: str = "") -> str:
 def _bodies(node: ir.Node) -> bool:
     from infconv.model import subgraphs
 
-    return bool(node.attributes) and any(True for _ in subgraphs(node))
+    return bool(subgraphs(node))
 
 
 class _Writer:

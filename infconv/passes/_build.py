@@ -10,18 +10,10 @@ from typing import Any, cast
 import numpy as np
 import onnx_ir as ir
 
+from infconv.model import subgraphs
 from infconv.passes import _values
 from infconv.passes._match import Match
 from infconv.passes._pattern import Refuse, Rule
-
-
-def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
-    """Yield the graphs that `node` holds in its attributes: the branches of If, the bodies of Loop and Scan."""
-    for attribute in node.attributes.data.values():
-        if attribute.type == ir.AttributeType.GRAPH and not attribute.is_ref():
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS and not attribute.is_ref():
-            yield from attribute.as_graphs()
 
 
 def all_nodes(graph: ir.Graph) -> Iterator[ir.Node]:

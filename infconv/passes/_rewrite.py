@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Protocol, cast
 import onnx_ir as ir
 
 from infconv.errors import InfconvError
-from infconv.passes._build import Builder, Names, all_nodes, replacement, subgraphs
+from infconv.model import subgraphs
+from infconv.passes._build import Builder, Names, all_nodes, replacement
 from infconv.passes._match import Match, Refusal, Scope, heads, label, opset_refusal, plausible
 from infconv.passes._pattern import OpKey, Refuse, Rule
 from infconv.passes._search import find

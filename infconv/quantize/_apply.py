@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
+from infconv.model import subgraphs
 from infconv.quantize._constants import narrowed, set_constant
 from infconv.quantize._names import unique
 from infconv.quantize._plan import Plan
-from infconv.quantize._schemas import FLOAT, Schemas, subgraphs, type_attribute
+from infconv.quantize._schemas import FLOAT, Schemas, type_attribute
 from infconv.quantize._wires import Use, Wire, Wiring, constant_tensor
 
 

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
+from infconv.model import subgraphs
 from infconv.quantize._constants import reading, round_to
 from infconv.quantize._plan import Plan
-from infconv.quantize._schemas import FLOAT, names, subgraphs
+from infconv.quantize._schemas import FLOAT, names
 from infconv.quantize._trial import Tap
 from infconv.quantize._wires import Wire, Wiring, constant_tensor
 

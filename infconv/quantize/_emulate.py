@@ -11,10 +11,11 @@ import numpy as np
 import onnx_ir as ir
 
 from infconv.errors import UnsupportedError
+from infconv.model import subgraphs
 from infconv.quantize._constants import reading
 from infconv.quantize._names import unique
 from infconv.quantize._rules import MOVEMENT
-from infconv.quantize._schemas import FLOAT, Schemas, subgraphs
+from infconv.quantize._schemas import FLOAT, Schemas
 from infconv.quantize._wires import is_constant
 
 _CHOOSES = MOVEMENT - {"Cast", "CastLike", "Upsample", "OneHot", "ConstantOfShape", "LeakyRelu", "PRelu"}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import onnx
 import onnx_ir as ir
 
+from infconv.model import subgraphs
 from infconv.quantize._formats import Format
 
 FLOAT = ir.DataType.FLOAT
@@ -150,15 +151,6 @@ def first_opset(op_type: str, type_string: str) -> int | None:
         and any(type_string in constraint.allowed_type_strs for constraint in found.type_constraints)
     ]
     return min(versions, default=None)
-
-
-def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
-    """Yield the bodies of a control-flow node."""
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
 
 
 class Schemas:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from infconv import isolate
 from infconv.errors import InfconvError, UnsupportedError
-from infconv.quantize._schemas import subgraphs
+from infconv.model import subgraphs
 
 Clamps: TypeAlias = Mapping[str, ir.TensorProtocol]
 """Value name -> the tensor that replaces the constant."""

@@ -13,10 +13,11 @@ import onnx_ir as ir
 
 from infconv.compare import Tolerance
 from infconv.errors import UnsupportedError
+from infconv.model import subgraphs
 from infconv.quantize._apply import apply
 from infconv.quantize._emulate import emulated
 from infconv.quantize._plan import Plan
-from infconv.quantize._schemas import FLOAT, subgraphs
+from infconv.quantize._schemas import FLOAT
 from infconv.quantize._sessions import Array, Sample, in_child, open_session, run, skeleton
 from infconv.quantize._wires import Wiring
 

@@ -8,8 +8,9 @@ from typing import TypeAlias
 
 import onnx_ir as ir
 
+from infconv.model import subgraphs
 from infconv.quantize._formats import Format
-from infconv.quantize._schemas import CONTROL_FLOW, FLOAT, Schemas, is_container, subgraphs
+from infconv.quantize._schemas import CONTROL_FLOW, FLOAT, Schemas, is_container
 
 Side: TypeAlias = ir.Node | ir.DataType
 """What decides a type: a node, by the type that it is given, or a fixed type."""

@@ -8,11 +8,12 @@ from typing import TypeAlias
 import numpy as np
 import onnx_ir as ir
 
+from infconv.model import subgraphs
 from infconv.passes import Context, Pass
 from infconv.quantize._identity import constant_of
 from infconv.quantize._intervals import ANYTHING, Interval, intervals
 from infconv.quantize._names import unique
-from infconv.quantize._schemas import Schemas, names, subgraphs
+from infconv.quantize._schemas import Schemas, names
 
 _LONG, _INT = ir.DataType.INT64, ir.DataType.INT32
 _ATTRIBUTE = names("Cast ConstantOfShape")
@@ -77,14 +78,14 @@ class _Conversion:
     def _input_port(self, node: ir.Node, index: int) -> Port | None:
         """Return what decides the type of an input; None when it cannot be INT32."""
         found = self._schemas.of(node) if node in self._nodes and node.domain == "" else None
-        if found is None or any(True for _ in subgraphs(node)):
+        if found is None or subgraphs(node):
             return None
         variable = found.input(index)
         return (node, variable) if "tensor(int32)" in found.allowed.get(variable, ()) else None
 
     def _output_port(self, node: ir.Node, index: int) -> Port | None:
         found = self._schemas.of(node) if node.domain == "" else None
-        if found is None or any(True for _ in subgraphs(node)) or node.op_type == "Constant":
+        if found is None or subgraphs(node) or node.op_type == "Constant":
             return None
         variable = found.output(index)
         free = "tensor(int32)" in found.allowed.get(variable, ())
